@@ -1,0 +1,5 @@
+//! Model families: configuration, weights and the forward pass of each. Knows nothing of batching, text or SQL.
+
+pub mod config;
+pub mod decoder;
+pub mod weights;

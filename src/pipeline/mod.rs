@@ -1,0 +1,3 @@
+//! Pipelines: YAML → spec (raw, with locations) → plan (validated) → run. Stages live in [`stage`].
+
+pub mod stage;

@@ -1,0 +1,4 @@
+//! Measures of a document or a pair. Pure functions, one file each; no I/O, no Arrow. SQL functions and trainers share them.
+
+pub mod fasttext;
+pub mod length;

@@ -1,0 +1,76 @@
+//! `_manifest.json`: what a finished table holds, what it was made from, what it cost.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// File name of the manifest inside a table directory.
+pub const MANIFEST: &str = "_manifest.json";
+
+/// `input + created = kept + dropped + failed`; `created` is 0 unless a query makes rows (UNION, unnest, a fanning join).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rows {
+    pub input: u64,
+    pub kept: u64,
+    pub dropped: u64,
+    pub failed: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub created: u64,
+}
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+impl Rows {
+    /// Whether input (+ created) = kept + dropped + failed.
+    pub fn adds_up(&self) -> bool {
+        self.input + self.created == self.kept + self.dropped + self.failed
+    }
+}
+
+/// One data file of a table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataFile {
+    pub path: String,
+    pub rows: u64,
+    pub bytes: u64,
+}
+
+/// A finished table.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Manifest {
+    pub table: String,
+    /// What decides whether the stage must run again: hash of inputs, SQL, params, models, code version.
+    pub key: String,
+    pub code_version: String,
+    /// Column name → Arrow type, in order.
+    pub schema: Vec<Column>,
+    pub rows: Rows,
+    /// Relative to the table directory, in row order.
+    pub files: Vec<DataFile>,
+    /// Files of failed rows, relative to `<location>/failed/`.
+    pub failed_files: Vec<DataFile>,
+    /// Input table or file → hash.
+    pub inputs: BTreeMap<String, String>,
+    pub params: BTreeMap<String, serde_json::Value>,
+    /// Model name → hash.
+    pub models: BTreeMap<String, String>,
+    pub cost: Cost,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Column {
+    pub name: String,
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub nullable: bool,
+}
+
+/// What the stage took. Rates are over the wall time of the runs that made the table.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct Cost {
+    pub wall_seconds: f64,
+    pub rows_per_second: f64,
+    pub output_tokens: u64,
+    pub tokens_per_second: f64,
+    pub peak_memory_bytes: u64,
+}

@@ -1,0 +1,8 @@
+//! Text in, text or token ids out: tokenizer, chat template, chunking, answer extraction, line structure. Pure.
+
+pub mod chat;
+pub mod chunk;
+pub mod extract;
+pub mod prompt;
+pub mod structure;
+pub mod tokenizer;
