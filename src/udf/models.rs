@@ -16,36 +16,50 @@ pub enum ModelSpec {
     Fasttext(FastTextSpec),
 }
 
-/// A generating language model in Hugging Face layout.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+/// A generating language model in Hugging Face layout. What is not given comes from `repro.json` in the model directory (the settings its makers
+/// recommend, same field names), else from the paper.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CausalLmSpec {
     /// Local directory, `hf://org/name[@rev]` or `s3://…`.
     pub path: String,
-    /// Template file with a `{TEXT}` mark; the embedded rephrasing prompt when absent.
+    /// Template file with a `{TEXT}` mark; else the model directory's `prompt.txt`, else the embedded rephrasing prompt.
     pub prompt: Option<PathBuf>,
     /// 0 is greedy. Paper: 1.0.
-    pub temperature: f32,
+    pub temperature: Option<f32>,
     /// Paper: 0.9.
-    pub top_p: f32,
-    /// 0 keeps all.
-    pub top_k: usize,
+    pub top_p: Option<f32>,
+    /// 0 keeps all (default).
+    pub top_k: Option<usize>,
     /// Tokens generated per chunk at most. Paper: 2048.
-    pub max_new_tokens: usize,
+    pub max_new_tokens: Option<usize>,
     /// Tokens of a whole prompt at most; longer chunks lose their middle and are marked truncated. Paper: 4096 (Qwen 8192).
-    pub max_prompt_tokens: usize,
+    pub max_prompt_tokens: Option<usize>,
     /// Characters of a chunk. Paper: 7000.
-    pub chunk_chars: usize,
+    pub chunk_chars: Option<usize>,
     /// Where cuts may fall. Paper: `char`.
-    pub chunk_boundary: Boundary,
+    pub chunk_boundary: Option<Boundary>,
     /// Marker before the rephrased text; empty: the whole answer is the text.
-    pub marker: String,
+    pub marker: Option<String>,
     /// Sequences generated at the same time.
-    pub slots: usize,
-    /// `auto`, `cpu` or `cuda:N`.
-    pub device: String,
-    /// `auto`, `f32` or `bf16`.
-    pub precision: String,
+    pub slots: Option<usize>,
+    /// `auto` (default), `cpu` or `cuda:N`.
+    pub device: Option<String>,
+    /// `auto` (default), `f32` or `bf16`.
+    pub precision: Option<String>,
+}
+
+/// A causal model's settings with nothing left open.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LmSettings {
+    pub temperature: f32,
+    pub top_p: f32,
+    pub top_k: usize,
+    pub max_new_tokens: usize,
+    pub max_prompt_tokens: usize,
+    pub chunk_chars: usize,
+    pub chunk_boundary: Boundary,
+    pub marker: String,
 }
 
 /// A fastText classifier.
@@ -55,19 +69,13 @@ pub struct FastTextSpec {
     pub path: String,
 }
 
-impl Default for CausalLmSpec {
-    fn default() -> Self {
-        todo!()
-    }
-}
-
 /// A language model ready to use: engine, tokenizer, template, prompt, settings.
 pub struct LanguageModel {
     pub engine: Engine,
     pub tokenizer: Tokenizer,
     pub chat: Option<ChatTemplate>,
     pub prompt: Prompt,
-    pub spec: CausalLmSpec,
+    pub settings: LmSettings,
 }
 
 /// The registry. Cheap to share; models load on first use.
