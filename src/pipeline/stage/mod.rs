@@ -10,6 +10,11 @@ use datafusion::common::ScalarValue;
 use std::{collections::BTreeMap, sync::Arc};
 use tokio_util::sync::CancellationToken;
 
+pub mod artifact;
+pub mod fasttext;
+pub mod sft;
+pub mod tokenizer;
+
 /// What every stage is given besides its own config.
 #[derive(Clone)]
 pub struct StageContext {
