@@ -1,3 +1,5 @@
 //! Pipelines: YAML → spec (raw, with locations) → plan (validated) → run. Stages live in [`stage`].
 
+pub mod sqlscan;
 pub mod stage;
+pub mod yaml;
