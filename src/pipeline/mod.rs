@@ -1,5 +1,8 @@
 //! Pipelines: YAML → spec (raw, with locations) → plan (validated) → run. Stages live in [`stage`].
 
+pub mod graph;
+pub mod plan;
+pub mod spec;
 pub mod sqlscan;
 pub mod stage;
 pub mod yaml;

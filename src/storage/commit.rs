@@ -84,4 +84,9 @@ impl FragmentWriter {
         let _ = input;
         todo!()
     }
+    /// Stub until branch storage is merged.
+    pub async fn finish_with(self, input: u64, output_tokens: u64) -> anyhow::Result<FragmentRecord> {
+        let _ = (input, output_tokens);
+        todo!()
+    }
 }

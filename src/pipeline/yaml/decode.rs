@@ -16,7 +16,7 @@ use std::fmt;
 /// Decodes `node`; every fault goes to `problems`. None if there was any.
 pub fn decode<T: DeserializeOwned>(node: &Node, problems: &mut Problems) -> Option<T> {
     let mut tree = node.clone();
-    let mut clean = true;
+    let mut clean = !tree.holed();
     // Each round mends one place; the bound only guards against a type that is never satisfied.
     for _ in 0..1000 {
         let fault = match T::deserialize(De(&tree)) {

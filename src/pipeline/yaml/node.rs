@@ -70,6 +70,34 @@ impl Node {
         }
     }
 
+    /// Whether a value in it was already reported as wrong.
+    pub fn holed(&self) -> bool {
+        match &self.value {
+            Value::Hole => true,
+            Value::List(items) => items.iter().any(Self::holed),
+            Value::Map(entries) => entries.iter().any(|e| e.value.holed()),
+            _ => false,
+        }
+    }
+
+    /// Where the text `wanted` stands in it.
+    pub fn find_text(&self, wanted: &str) -> Option<&Place> {
+        match &self.value {
+            Value::Text(text) if text == wanted => Some(&self.at),
+            Value::List(items) => items.iter().find_map(|item| item.find_text(wanted)),
+            Value::Map(entries) => entries.iter().find_map(|e| e.value.find_text(wanted)),
+            _ => None,
+        }
+    }
+
+    pub fn get_mut(&mut self, key: &str) -> Option<&mut Self> {
+        match &mut self.value {
+            Value::Map(entries) => entries.iter_mut().find(|e| e.key == key).map(|e| &mut e.value),
+            _ => None,
+        }
+    }
+
+    /// The entry of a mapping.
     pub fn get(&self, key: &str) -> Option<&Entry> {
         match &self.value {
             Value::Map(entries) => entries.iter().find(|e| e.key == key),

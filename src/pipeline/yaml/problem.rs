@@ -132,7 +132,13 @@ mod tests {
 
     #[test]
     fn edits_are_counted() {
-        for (a, b, n) in [("", "abc", 3), ("srouce", "source", 2), ("soucre", "source", 1), ("kitten", "sitting", 3), ("same", "same", 0)] {
+        for (a, b, n) in [
+            ("", "abc", 3),
+            ("srouce", "source", 2),
+            ("soucre", "source", 1),
+            ("kitten", "sitting", 3),
+            ("same", "same", 0),
+        ] {
             assert_eq!(distance(a, b), n, "{a} {b}");
         }
     }

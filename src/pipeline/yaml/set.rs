@@ -88,7 +88,9 @@ fn typed(text: &str, at: &Place, problems: &mut Problems) -> Option<Node> {
             problems.add(at, format!("{first}; put a text that begins so in quotes"));
             return None;
         }
-        Some(Node { value: value @ (Value::Bool(_) | Value::Int(_) | Value::Float(_)), .. }) if !text.contains('#') => value,
+        Some(Node { value: value @ (Value::Bool(_) | Value::Int(_) | Value::Float(_)), .. }) if !text.contains('#') => {
+            value
+        }
         _ if matches!(text, "null" | "~") => Value::Null,
         _ => Value::Text(text.to_owned()),
     };
