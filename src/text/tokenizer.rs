@@ -1,35 +1,35 @@
-//! `tokenizer.json` of a model directory.
+//! `tokenizer.json` of a model directory: text to token ids and back. Knows nothing of prompts or models.
+//!
+//! Documents are untrusted. Control tokens spelled out in them (`<|im_end|>`) must stay text, so [`Special::Plain`] encodes with a
+//! second tokenizer that matches no control token. A control token is an added token that is marked `special`, or that looks like
+//! markup (`<think>`, `[INST]`): the latter steer models as well. Added tokens that are ordinary text (GPT-NeoX's runs of spaces)
+//! are matched either way.
 
-use std::path::Path;
+use anyhow::{Context, bail};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokenizers::AddedToken;
 
 /// A Hugging Face tokenizer; cheap to clone, shared between threads.
 #[derive(Clone)]
 pub struct Tokenizer {
-    inner: std::sync::Arc<tokenizers::Tokenizer>,
+    inner: Arc<Inner>,
 }
 
-impl Tokenizer {
-    pub fn from_dir(dir: &Path) -> anyhow::Result<Self> {
-        let _ = dir;
-        todo!()
-    }
-    /// Token ids; special tokens written out in `text` are recognised only when `special` says so (untrusted document text must not
-    /// become control tokens).
-    pub fn encode(&self, text: &str, special: Special) -> anyhow::Result<Vec<u32>> {
-        let _ = (text, special, &self.inner);
-        todo!()
-    }
-    pub fn decode(&self, tokens: &[u32]) -> anyhow::Result<String> {
-        let _ = tokens;
-        todo!()
-    }
-    pub fn vocab_size(&self) -> usize {
-        todo!()
-    }
-    pub fn id(&self, token: &str) -> Option<u32> {
-        let _ = token;
-        todo!()
-    }
+struct Inner {
+    /// as the file says
+    recognise: tokenizers::Tokenizer,
+    /// control tokens are not matched
+    plain: tokenizers::Tokenizer,
+    /// control token → id, longest first
+    controls: Vec<(String, u32)>,
+    control_ids: HashSet<u32>,
+    vocab_size: usize,
+    /// ids put before and after one text by the post-processor
+    affixes: (Vec<u32>, Vec<u32>),
 }
 
 /// Whether control tokens spelled out in the text become those tokens.
@@ -37,4 +37,171 @@ impl Tokenizer {
 pub enum Special {
     Recognise,
     Plain,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` in `dir`. Truncation and padding that the file may ask for are switched off.
+    pub fn from_dir(dir: &Path) -> anyhow::Result<Self> {
+        let path = dir.join("tokenizer.json");
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(missing(dir, &path)),
+            Err(error) => return Err(error).with_context(|| format!("{}: cannot read", path.display())),
+        };
+        Self::from_bytes(&bytes).with_context(|| path.display().to_string())
+    }
+
+    /// The same from the bytes of a `tokenizer.json`.
+    pub fn from_bytes(bytes: &[u8]) -> anyhow::Result<Self> {
+        if bytes.starts_with(b"version https://git-lfs") {
+            bail!("is a git-lfs pointer, not the file itself; fetch it with `git lfs pull`");
+        }
+        let mut recognise = tokenizers::Tokenizer::from_bytes(bytes)
+            .map_err(|error| anyhow::anyhow!("not a usable tokenizer ({error}); is the download complete?"))?;
+        recognise.with_padding(None);
+        recognise.with_truncation(None).map_err(|error| anyhow::anyhow!("cannot switch off truncation: {error}"))?;
+        Ok(Self { inner: Arc::new(Inner::new(recognise)?) })
+    }
+
+    /// Token ids; special tokens written out in `text` are recognised only when `special` says so (untrusted document text must not
+    /// become control tokens). Adds no bos or eos: see [`Tokenizer::affixes`].
+    pub fn encode(&self, text: &str, special: Special) -> anyhow::Result<Vec<u32>> {
+        match special {
+            Special::Recognise => run(&self.inner.recognise, text),
+            Special::Plain => self.inner.encode_plain(text),
+        }
+    }
+
+    /// Token ids of `prefix + document + suffix` where only prefix and suffix are trusted.
+    ///
+    /// The three are tokenised as one string, so that tokens may form across the seams as they did when the model was trained. Where
+    /// the document spells out a control token, it is tokenised apart as plain text.
+    pub fn encode_between(&self, prefix: &str, document: &str, suffix: &str) -> anyhow::Result<Vec<u32>> {
+        let inner = &self.inner;
+        let whole = run(&inner.recognise, &[prefix, document, suffix].concat())?;
+        let (head, tail) = (run(&inner.recognise, prefix)?, run(&inner.recognise, suffix)?);
+        let control = |id: &&u32| inner.control_ids.contains(id);
+        if whole.iter().filter(control).eq(head.iter().chain(&tail).filter(control)) {
+            return Ok(whole);
+        }
+        Ok([head, inner.encode_plain(document)?, tail].concat())
+    }
+
+    /// Text of the ids; control tokens marked special, and ids outside the vocabulary, give nothing.
+    pub fn decode(&self, tokens: &[u32]) -> anyhow::Result<String> {
+        self.inner.recognise.decode(tokens, true).map_err(|error| anyhow::anyhow!("cannot decode tokens: {error}"))
+    }
+
+    /// Rows that an embedding table needs: the highest id plus one.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.vocab_size
+    }
+
+    /// The id of a token given as it stands in the vocabulary.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.recognise.token_to_id(token)
+    }
+
+    /// What the tokenizer itself puts before and after one text (Llama: bos; BERT: `[CLS]`, `[SEP]`). Chat templates write these out
+    /// themselves; text that goes to a model without a template needs them.
+    pub fn affixes(&self) -> (&[u32], &[u32]) {
+        (&self.inner.affixes.0, &self.inner.affixes.1)
+    }
+}
+
+impl Inner {
+    fn new(recognise: tokenizers::Tokenizer) -> anyhow::Result<Self> {
+        let mut controls: Vec<(u32, AddedToken)> =
+            recognise.get_added_tokens_decoder().into_iter().filter(|(_, token)| is_control(token)).collect();
+        controls.sort_by_key(|(id, token)| (std::cmp::Reverse(token.content.len()), *id));
+        let mut plain = recognise.clone();
+        let special: Vec<AddedToken> = controls.iter().map(|(_, token)| token.clone().special(true)).collect();
+        plain.add_special_tokens(&special);
+        plain.set_encode_special_tokens(true);
+        let vocab_size = recognise.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        let affixes = affixes(&recognise)?;
+        Ok(Self {
+            control_ids: controls.iter().map(|(id, _)| *id).collect(),
+            controls: controls.into_iter().map(|(id, token)| (token.content, id)).collect(),
+            recognise,
+            plain,
+            vocab_size,
+            affixes,
+        })
+    }
+
+    fn encode_plain(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        let ids = run(&self.plain, text)?;
+        if !ids.iter().any(|id| self.control_ids.contains(id)) {
+            return Ok(ids);
+        }
+        self.encode_broken(text)
+    }
+
+    /// Some models (Unigram, WordLevel) hold control tokens in their ordinary vocabulary and find them in text without the help of
+    /// the added-token table. Their spelling is cut after its first character, and the pieces are encoded apart.
+    fn encode_broken(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        let mut from = 0;
+        for (at, first) in text.char_indices() {
+            let found = self.controls.iter().any(|(control, _)| text[at..].starts_with(control.as_str()));
+            if found {
+                let cut = at + first.len_utf8();
+                ids.extend(run(&self.plain, &text[from..cut])?);
+                from = cut;
+            }
+        }
+        ids.extend(run(&self.plain, &text[from..])?);
+        match ids.iter().find(|id| self.control_ids.contains(id)) {
+            None => Ok(ids),
+            Some(id) if self.is_unknown(*id) => Ok(ids),
+            Some(id) => bail!(
+                "the text spells out the control token {:?} and this tokenizer cannot encode it as plain text",
+                self.recognise.id_to_token(*id).unwrap_or_default()
+            ),
+        }
+    }
+
+    /// The unknown token is a control token by its flag, yet ordinary text may need it.
+    fn is_unknown(&self, id: u32) -> bool {
+        self.recognise.id_to_token(id).is_some_and(|token| matches!(token.as_str(), "<unk>" | "[UNK]" | "<|unk|>"))
+    }
+}
+
+fn run(tokenizer: &tokenizers::Tokenizer, text: &str) -> anyhow::Result<Vec<u32>> {
+    let encoding = tokenizer.encode_fast(text, false).map_err(|error| anyhow::anyhow!("cannot tokenise: {error}"))?;
+    Ok(encoding.get_ids().to_vec())
+}
+
+/// Special by its flag, or shaped like markup.
+fn is_control(token: &AddedToken) -> bool {
+    let text = token.content.trim();
+    let wrapped = |open: &str, close: &str| {
+        text.len() > open.len() + close.len() && text.starts_with(open) && text.ends_with(close)
+    };
+    token.special || wrapped("<", ">") || wrapped("[", "]")
+}
+
+/// The post-processor's additions: what stands around a probe.
+fn affixes(tokenizer: &tokenizers::Tokenizer) -> anyhow::Result<(Vec<u32>, Vec<u32>)> {
+    let with = tokenizer.encode_fast("a", true).map_err(|error| anyhow::anyhow!("cannot tokenise: {error}"))?;
+    let without = run(tokenizer, "a")?;
+    let with = with.get_ids();
+    let at = with.windows(without.len().max(1)).position(|window| window == without).unwrap_or(0);
+    Ok((with[..at].to_vec(), with[(at + without.len()).min(with.len())..].to_vec()))
+}
+
+fn missing(dir: &Path, path: &Path) -> anyhow::Error {
+    let has = |name: &str| dir.join(name).exists();
+    let convert = format!(
+        "convert it once with Python: from transformers import AutoTokenizer; AutoTokenizer.from_pretrained({0:?}).save_pretrained({0:?})",
+        PathBuf::from(dir)
+    );
+    if has("vocab.json") || has("merges.txt") || has("vocab.txt") {
+        anyhow::anyhow!("{}: missing; the directory has only the older vocab/merges files; {convert}", path.display())
+    } else if has("tokenizer.model") || has("spiece.model") {
+        anyhow::anyhow!("{}: missing; the directory has only a SentencePiece model; {convert}", path.display())
+    } else {
+        anyhow::anyhow!("{}: missing; a model directory needs its tokenizer.json", path.display())
+    }
 }
