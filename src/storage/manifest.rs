@@ -57,6 +57,19 @@ pub struct Manifest {
     pub cost: Cost,
 }
 
+impl Manifest {
+    /// The columns of a schema as the manifest lists them.
+    pub fn columns(schema: &arrow::datatypes::Schema) -> Vec<Column> {
+        let column = |f: &std::sync::Arc<arrow::datatypes::Field>| Column {
+            name: f.name().clone(),
+            kind: f.data_type().to_string(),
+            nullable: f.is_nullable(),
+        };
+        schema.fields().iter().map(column).collect()
+    }
+}
+
+/// A column of a table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Column {
     pub name: String,
