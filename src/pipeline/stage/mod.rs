@@ -14,13 +14,7 @@ use serde::Serialize;
 use std::{collections::BTreeMap, sync::Arc};
 use tokio_util::sync::CancellationToken;
 
-<<<<<<< HEAD
 pub mod artifact;
-pub mod fasttext;
-pub mod sft;
-pub mod tokenizer;
-
-=======
 pub mod fasttext;
 pub mod ingest;
 pub mod sft;
@@ -71,7 +65,6 @@ impl StageConfig {
     }
 }
 
->>>>>>> pipeline
 /// What every stage is given besides its own config.
 #[derive(Clone)]
 pub struct StageContext {
