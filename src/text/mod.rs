@@ -6,5 +6,6 @@ pub mod corrupt;
 pub mod detokenise;
 pub mod extract;
 pub mod prompt;
+pub mod request;
 pub mod structure;
 pub mod tokenizer;
