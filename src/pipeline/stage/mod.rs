@@ -2,6 +2,8 @@
 //!
 //! A stage yields a table at `<location>/<table>/` or a model at `<location>/models/<name>/`.
 
+pub mod ingest;
+
 use crate::{
     storage::{
         location::Location,
