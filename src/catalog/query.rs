@@ -1,0 +1,176 @@
+//! SQL text, before any plan: parsing one statement, putting parameters in, which tables and models it names.
+
+use crate::udf::{SCALAR_MODEL_ARGUMENTS, model_functions};
+use anyhow::{Context, Result, bail};
+use datafusion::{
+    common::{ScalarValue, TableReference},
+    error::DataFusionError,
+    execution::SessionStateDefaults,
+    sql::{
+        parser::{DFParser, Statement},
+        resolve::resolve_table_references,
+        sqlparser::ast::{
+            self, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, UnaryOperator, Value, visit_expressions,
+            visit_expressions_mut,
+        },
+    },
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::ControlFlow,
+};
+
+/// Parses exactly one statement and puts the values of `$name` in.
+///
+/// # Errors
+/// Syntax errors with their position; no statement, or several; a parameter without a value.
+pub(super) fn parse(query: &str, params: &BTreeMap<String, ScalarValue>) -> Result<Statement> {
+    let mut statements = DFParser::parse_sql(query).map_err(sql_error)?;
+    let Some(mut statement) = statements.pop_front() else { bail!("there is no statement") };
+    if !statements.is_empty() {
+        bail!("there are {} statements; give one", statements.len() + 1);
+    }
+    if let Some(ast) = ast_of(&mut statement) {
+        bind(ast, params)?;
+    }
+    Ok(statement)
+}
+
+fn ast_of(statement: &mut Statement) -> Option<&mut ast::Statement> {
+    match statement {
+        Statement::Statement(ast) => Some(ast),
+        Statement::Explain(explain) => ast_of(&mut explain.statement),
+        _ => None,
+    }
+}
+
+/// Replaces placeholders by literals, so that types are inferred as if the value had been written out.
+fn bind(ast: &mut ast::Statement, params: &BTreeMap<String, ScalarValue>) -> Result<()> {
+    let replaced = visit_expressions_mut(ast, |expr| {
+        let Expr::Value(value) = expr else { return ControlFlow::Continue(()) };
+        let Value::Placeholder(name) = &value.value else { return ControlFlow::Continue(()) };
+        let name = name.trim_start_matches('$');
+        match params.get(name).map(literal) {
+            Some(Ok(literal)) => *expr = literal,
+            Some(Err(error)) => return ControlFlow::Break(error.context(format!("parameter ${name}"))),
+            None => return ControlFlow::Break(unset(name, params)),
+        }
+        ControlFlow::Continue(())
+    });
+    match replaced {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(error) => Err(error),
+    }
+}
+
+fn unset(name: &str, params: &BTreeMap<String, ScalarValue>) -> anyhow::Error {
+    let known: Vec<String> = params.keys().map(|name| format!("${name}")).collect();
+    let known = if known.is_empty() { "none is".to_owned() } else { format!("set are: {}", known.join(", ")) };
+    anyhow::anyhow!("parameter ${name} is not set; {known}")
+}
+
+fn literal(value: &ScalarValue) -> Result<Expr> {
+    let number = |text: String| match text.strip_prefix('-') {
+        Some(positive) => Expr::Nested(Box::new(Expr::UnaryOp {
+            op: UnaryOperator::Minus,
+            expr: Box::new(Expr::Value(Value::Number(positive.to_owned(), false).into())),
+        })),
+        None => Expr::Value(Value::Number(text, false).into()),
+    };
+    if value.is_null() {
+        return Ok(Expr::Value(Value::Null.into()));
+    }
+    if let Some(Some(text)) = value.try_as_str() {
+        return Ok(Expr::Value(Value::SingleQuotedString(text.to_owned()).into()));
+    }
+    Ok(match value {
+        ScalarValue::Boolean(Some(value)) => Expr::Value(Value::Boolean(*value).into()),
+        ScalarValue::Float32(Some(v)) if v.is_finite() => number(float(f64::from(*v))),
+        ScalarValue::Float64(Some(v)) if v.is_finite() => number(float(*v)),
+        other if other.data_type().is_integer() => number(other.to_string()),
+        other => bail!("a value of type {} cannot be put into SQL", other.data_type()),
+    })
+}
+
+/// A float that is read back as a float, with the same value.
+fn float(value: f64) -> String {
+    format!("{value:?}")
+}
+
+/// Tables that the statement reads, common table expressions and table functions excluded.
+///
+/// # Errors
+/// A syntax error.
+pub fn scanned_tables(query: &str) -> Result<Vec<String>> {
+    let mut statements = DFParser::parse_sql(query).map_err(sql_error)?;
+    let statement = statements.pop_front().context("there is no statement")?;
+    let functions = SessionStateDefaults::default_table_functions();
+    let tables = table_references(&statement)?;
+    let tables = tables.iter().filter(|t| t.schema().is_none()).map(|t| t.table().to_owned());
+    Ok(tables.filter(|name| !functions.iter().any(|f| f.name() == name)).collect())
+}
+
+pub(super) fn table_references(statement: &Statement) -> Result<Vec<TableReference>> {
+    Ok(resolve_table_references(statement, true).map_err(sql_error)?.0)
+}
+
+/// What a statement asks of models.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CalledModels {
+    /// Entries of `models:`, those of the functions' roles included. A name that is not a constant is left out (planning refuses it).
+    pub names: BTreeSet<String>,
+    /// Whether a function generates text (slow: rows per second, not per microsecond).
+    pub generates: bool,
+}
+
+/// The models that the statement's functions name or imply.
+///
+/// # Errors
+/// A syntax error; a parameter without a value.
+pub fn called_models(query: &str, params: &BTreeMap<String, ScalarValue>) -> Result<CalledModels> {
+    let mut called = CalledModels::default();
+    let mut statement = parse(query, params)?;
+    let Some(ast) = ast_of(&mut statement) else { return Ok(called) };
+    let generating = model_functions();
+    let _: ControlFlow<()> = visit_expressions(ast, |expr| {
+        let Expr::Function(function) = expr else { return ControlFlow::Continue(()) };
+        let name = function.name.to_string().to_ascii_lowercase();
+        let generating = generating.iter().find(|f| f.name() == name).map(|f| f.model_argument());
+        let plain = SCALAR_MODEL_ARGUMENTS.iter().find(|f| f.0 == name).map(|f| (f.1, f.2));
+        called.generates |= generating.is_some();
+        if let Some((position, role)) = generating.or(plain) {
+            match argument(&function.args, position) {
+                None => called.names.extend([role.to_owned()]),
+                Some(Expr::Value(value)) => called.names.extend(value.value.clone().into_string()),
+                Some(_) => {}
+            }
+        }
+        ControlFlow::Continue(())
+    });
+    Ok(called)
+}
+
+fn argument(args: &FunctionArguments, position: usize) -> Option<&Expr> {
+    let FunctionArguments::List(list) = args else { return None };
+    match list.args.get(position)? {
+        FunctionArg::Unnamed(FunctionArgExpr::Expr(expr)) => Some(expr),
+        _ => None,
+    }
+}
+
+/// A planning error with its position and its hints.
+pub(super) fn sql_error(error: DataFusionError) -> anyhow::Error {
+    let Some(diagnostic) = error.diagnostic() else {
+        return anyhow::anyhow!("{}", error.strip_backtrace());
+    };
+    let mut text = match diagnostic.span {
+        Some(span) => format!("line {}, column {}: ", span.start.line, span.start.column),
+        None => String::new(),
+    };
+    text.push_str(&error.strip_backtrace());
+    for help in &diagnostic.helps {
+        text.push_str("; ");
+        text.push_str(&help.message);
+    }
+    anyhow::anyhow!("{text}")
+}
