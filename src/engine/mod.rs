@@ -1,6 +1,7 @@
 //! Generation: token ids in, token ids out. One OS thread owns a device and its model; requests join and leave a
 //! continuous batch at any step. Knows nothing of text, SQL or Arrow.
 
+pub use crate::models::device::DeviceSpec;
 use std::{path::Path, sync::Arc};
 
 /// How the next token is drawn.
@@ -53,14 +54,6 @@ pub enum RequestError {
     NotANumber(usize),
     #[error("the engine stopped: {0}")]
     Stopped(String),
-}
-
-/// Where a model runs: `auto | cpu | cuda:N`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceSpec {
-    Auto,
-    Cpu,
-    Cuda(usize),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

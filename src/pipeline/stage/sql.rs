@@ -121,8 +121,7 @@ async fn run_fragment(
     let failures: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
     let frame = plan(query, fragment.slice.as_ref(), cx, sink(&failures)).await?;
     let tokens_before = cx.models.output_tokens();
-    let mut stream =
-        frame.execute_stream().await.with_context(|| format!("{}: cannot run the query", query.origin))?;
+    let mut stream = frame.execute_stream().await.with_context(|| format!("{}: cannot run the query", query.origin))?;
     let mut writer = commit.fragment(&fragment.id, stream.schema()).await?;
     loop {
         let next = tokio::select! {
@@ -153,8 +152,7 @@ fn sink(failures: &Arc<Mutex<Vec<(String, String)>>>) -> FailureSink {
 
 /// Hands the collected failures to the writer, ordered by row id so that two runs write the same file.
 fn record_failures(writer: &mut FragmentWriter, failures: &Mutex<Vec<(String, String)>>) -> usize {
-    let mut rows =
-        std::mem::take(&mut *failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+    let mut rows = std::mem::take(&mut *failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
     rows.sort();
     let count = rows.len();
     for (row_id, error) in rows {
