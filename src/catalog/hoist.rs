@@ -24,7 +24,7 @@ use crate::udf::{ModelFunction, model_udf::ModelUdf, models::Models};
 use arrow::{compute::can_cast_types, datatypes::DataType};
 use datafusion::{
     common::{
-        Column, DFSchemaRef, Result,
+        Column, DFSchemaRef, ExprSchema, Result,
         alias::AliasGenerator,
         plan_err,
         tree_node::{Transformed, TreeNode, TreeNodeRecursion},

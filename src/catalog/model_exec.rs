@@ -456,7 +456,7 @@ impl ExtensionPlanner for ModelPlanner {
         _: &[&LogicalPlan],
         inputs: &[Arc<dyn ExecutionPlan>],
         session: &dyn datafusion::catalog::Session,
-        planning: &datafusion::physical_expr::planner::PhysicalPlanningContext,
+        planning: &datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext,
     ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
         let (Some(node), [input]) = (node.as_any().downcast_ref::<ModelNode>(), inputs) else { return Ok(None) };
         let below = node.input().schema();

@@ -1,22 +1,20 @@
-//! SQL text, before any plan: parsing one statement, putting parameters in, which tables and models it names.
+//! SQL text, before any plan: parsing one statement, putting parameters in; and DataFusion's errors in words. What a pipeline needs to
+//! know of a text is in `pipeline::sqlscan`.
 
-use crate::udf::{SCALAR_MODEL_ARGUMENTS, model_functions};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use datafusion::{
     common::{ScalarValue, TableReference},
     error::DataFusionError,
-    execution::SessionStateDefaults,
     sql::{
         parser::{DFParser, Statement},
         resolve::resolve_table_references,
         sqlparser::ast::{
-            self, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, UnaryOperator, Value, visit_expressions,
-            visit_expressions_mut,
+            self, Expr, UnaryOperator, Value, visit_expressions_mut,
         },
     },
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     ops::ControlFlow,
 };
 
@@ -97,65 +95,9 @@ fn float(value: f64) -> String {
     format!("{value:?}")
 }
 
-/// Tables that the statement reads, common table expressions and table functions excluded.
-///
-/// # Errors
-/// A syntax error.
-pub fn scanned_tables(query: &str) -> Result<Vec<String>> {
-    let mut statements = DFParser::parse_sql(query).map_err(sql_error)?;
-    let statement = statements.pop_front().context("there is no statement")?;
-    let functions = SessionStateDefaults::default_table_functions();
-    let tables = table_references(&statement)?;
-    let tables = tables.iter().filter(|t| t.schema().is_none()).map(|t| t.table().to_owned());
-    Ok(tables.filter(|name| !functions.iter().any(|f| f.name() == name)).collect())
-}
-
+/// Tables that the statement names, common table expressions excluded.
 pub(super) fn table_references(statement: &Statement) -> Result<Vec<TableReference>> {
     Ok(resolve_table_references(statement, true).map_err(sql_error)?.0)
-}
-
-/// What a statement asks of models.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CalledModels {
-    /// Entries of `models:`, those of the functions' roles included. A name that is not a constant is left out (planning refuses it).
-    pub names: BTreeSet<String>,
-    /// Whether a function generates text (slow: rows per second, not per microsecond).
-    pub generates: bool,
-}
-
-/// The models that the statement's functions name or imply.
-///
-/// # Errors
-/// A syntax error; a parameter without a value.
-pub fn called_models(query: &str, params: &BTreeMap<String, ScalarValue>) -> Result<CalledModels> {
-    let mut called = CalledModels::default();
-    let mut statement = parse(query, params)?;
-    let Some(ast) = ast_of(&mut statement) else { return Ok(called) };
-    let generating = model_functions();
-    let _: ControlFlow<()> = visit_expressions(ast, |expr| {
-        let Expr::Function(function) = expr else { return ControlFlow::Continue(()) };
-        let name = function.name.to_string().to_ascii_lowercase();
-        let generating = generating.iter().find(|f| f.name() == name).map(|f| f.model_argument());
-        let plain = SCALAR_MODEL_ARGUMENTS.iter().find(|f| f.0 == name).map(|f| (f.1, f.2));
-        called.generates |= generating.is_some();
-        if let Some((position, role)) = generating.or(plain) {
-            match argument(&function.args, position) {
-                None => called.names.extend([role.to_owned()]),
-                Some(Expr::Value(value)) => called.names.extend(value.value.clone().into_string()),
-                Some(_) => {}
-            }
-        }
-        ControlFlow::Continue(())
-    });
-    Ok(called)
-}
-
-fn argument(args: &FunctionArguments, position: usize) -> Option<&Expr> {
-    let FunctionArguments::List(list) = args else { return None };
-    match list.args.get(position)? {
-        FunctionArg::Unnamed(FunctionArgExpr::Expr(expr)) => Some(expr),
-        _ => None,
-    }
 }
 
 /// A planning error with its position and its hints.

@@ -7,10 +7,7 @@ use super::{
     query::{parse, sql_error, table_references},
     tables,
 };
-pub use super::{
-    query::{CalledModels, called_models, scanned_tables},
-    row_local::row_local_table,
-};
+pub use super::row_local::row_local_table;
 use crate::{
     storage::{location::Location, manifest::DataFile},
     udf::{self, ModelFunction, model_udf::ModelUdf, models::Models},

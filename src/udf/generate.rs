@@ -35,10 +35,11 @@ impl ModelFunction for Generate {
     async fn call(&self, models: &Models, model: &str, args: &[ArrayRef]) -> Result<CallOutput> {
         let lm = models.language_model(model).await.map_err(external)?;
         let prompts = args[0].as_string::<i32>();
-        let answers = join_all(prompts.iter().map(|prompt| async {
+        let lm = &lm;
+        let answers = join_all(prompts.iter().map(|prompt| async move {
             let Some(prompt) = prompt else { return Ok(None) };
             let seed = request_seed(models.seed(), "generate", model, prompt, 0, 0);
-            ask(&lm, &lm.engine, &lm.plain, prompt, seed).await.map(Some)
+            ask(lm, &lm.engine, &lm.plain, prompt, seed).await.map(Some)
         }))
         .await;
         let output_tokens = answers.iter().flatten().flatten().map(|a| a.output_tokens as u64).sum();

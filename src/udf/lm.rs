@@ -12,53 +12,50 @@ use super::models::LanguageModel;
 use crate::{
     engine::{Completion, Engine, FinishReason, Request, RequestError, Sampling},
     text::{
-        chat::{ChatTemplate, Message},
-        chunk::{Boundary, chunk, truncate_middle},
+        chat::ChatTemplate,
+        chunk::{chunk, join},
         extract::extract,
-        prompt::{Prompt, SLOT},
-        tokenizer::{Special, Tokenizer},
+        prompt::Prompt,
+        request::Frame,
+        tokenizer::Tokenizer,
     },
 };
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use futures::future::join_all;
 use std::sync::Arc;
 
-/// The tokens before and after a text: chat template and prompt, made once.
-#[derive(Debug, Clone)]
+/// Makes requests of one form: the tokens around a text, and those that all such requests begin with.
 pub struct Template {
-    /// Shared by all requests; the engine computes it once.
-    pub prefix: Arc<[u32]>,
-    /// What follows the text.
-    pub suffix: Vec<u32>,
+    frame: Frame,
+    prefix: Arc<[u32]>,
 }
 
 impl Template {
-    /// Renders the chat template around the prompt's mark and encodes both sides. The text is encoded on its own, so that control tokens
-    /// spelled out in a document stay text.
+    /// Renders the prompt and finds the shared beginning.
     ///
     /// # Errors
-    /// A chat template that drops or repeats the user's message.
+    /// A chat template that cannot hold the prompt.
     pub fn new(tokenizer: &Tokenizer, chat: Option<&ChatTemplate>, prompt: &Prompt) -> Result<Self> {
-        let user = format!("{}{SLOT}{}", prompt.before, prompt.after);
-        let whole = match chat {
-            Some(chat) => {
-                let system = prompt.system.iter().map(|s| Message { role: "system".into(), content: s.clone() });
-                let messages: Vec<Message> = system.chain([Message { role: "user".into(), content: user }]).collect();
-                chat.render(&messages)?
-            }
-            None => match &prompt.system {
-                Some(system) => format!("{system}\n\n{user}"),
-                None => user,
-            },
-        };
-        let (before, after) = whole.split_once(SLOT).context("the chat template drops the user's message")?;
-        ensure!(!after.contains(SLOT), "the chat template repeats the user's message");
-        let prefix = tokenizer.encode(before, Special::Recognise)?.into();
-        let suffix = tokenizer.encode(after, Special::Recognise)?;
-        Ok(Self { prefix, suffix })
+        let frame = Frame::new(tokenizer, chat, prompt)?;
+        // Where the text begins, a token may reach over the seam: what texts of different kinds have in common is safe to share.
+        let mut prefix = frame.request("x", usize::MAX)?.tokens;
+        for text in ["\n", " 1", "<|", "\u{65e5}"] {
+            let other = frame.request(text, usize::MAX)?.tokens;
+            let same = prefix.iter().zip(&other).take_while(|(a, b)| a == b).count();
+            prefix.truncate(same);
+        }
+        // The engine needs at least one token after the prefix.
+        Ok(Self { frame, prefix: prefix.into() })
     }
-    fn len(&self) -> usize {
-        self.prefix.len() + self.suffix.len()
+
+    /// The shared beginning and the rest; whether the text lost its middle.
+    fn request(&self, text: &str, max_tokens: usize) -> Result<(Arc<[u32]>, Vec<u32>, bool)> {
+        let request = self.frame.request(text, max_tokens)?;
+        let tokens = request.tokens;
+        if tokens.starts_with(&self.prefix) && tokens.len() > self.prefix.len() {
+            return Ok((Arc::clone(&self.prefix), tokens[self.prefix.len()..].to_vec(), request.truncated));
+        }
+        Ok((Arc::default(), tokens, request.truncated))
     }
 }
 
@@ -118,21 +115,11 @@ pub async fn ask(
     seed: u64,
 ) -> Result<Answer, String> {
     let settings = &lm.settings;
-    let tokens = lm.tokenizer.encode(text, Special::Plain).map_err(|e| format!("{e:#}"))?;
-    let room = settings.max_prompt_tokens.saturating_sub(template.len());
-    if room <= lm.ellipsis.len() {
-        return Err(format!(
-            "the prompt template alone has {} tokens and max_prompt_tokens is {}: no room for the text",
-            template.len(),
-            settings.max_prompt_tokens
-        ));
-    }
-    let (mut prompt, truncated) =
-        if tokens.len() > room { truncate_middle(&tokens, room, &lm.ellipsis) } else { (tokens, false) };
-    prompt.extend_from_slice(&template.suffix);
-    let prompt_tokens = template.prefix.len() + prompt.len();
+    let (prefix, prompt, truncated) =
+        template.request(text, settings.max_prompt_tokens).map_err(|e| format!("{e:#}"))?;
+    let prompt_tokens = prefix.len() + prompt.len();
     let request = Request {
-        prefix: Arc::clone(&template.prefix),
+        prefix,
         prompt,
         max_new_tokens: settings.max_new_tokens,
         sampling: Sampling { temperature: settings.temperature, top_p: settings.top_p, top_k: settings.top_k },
@@ -196,28 +183,22 @@ pub async fn rephrase(
         finish: FinishReason::Stop,
         truncated: false,
     };
-    let mut gap = "";
-    for (i, (answer, piece)) in join_all(answers).await.into_iter().zip(&chunks).enumerate() {
+    let mut texts = Vec::with_capacity(count);
+    for (i, answer) in join_all(answers).await.into_iter().enumerate() {
         let answer = answer.map_err(|e| if count > 1 { format!("chunk {} of {count}: {e}", i + 1) } else { e })?;
-        if let Some(answer) = answer {
-            whole.prompt_tokens += answer.prompt_tokens;
-            whole.output_tokens += answer.output_tokens;
-            whole.truncated |= answer.truncated;
-            if answer.finish == FinishReason::Length {
-                whole.finish = FinishReason::Length;
-            }
-            if !answer.text.is_empty() {
-                if !whole.text.is_empty() {
-                    whole.text.push_str(gap);
-                }
-                whole.text.push_str(&answer.text);
-            }
-        }
-        gap = match settings.chunk_boundary {
-            Boundary::Char => " ",
-            Boundary::Line => piece.separator,
+        let Some(answer) = answer else {
+            texts.push(String::new());
+            continue;
         };
+        whole.prompt_tokens += answer.prompt_tokens;
+        whole.output_tokens += answer.output_tokens;
+        whole.truncated |= answer.truncated;
+        if answer.finish == FinishReason::Length {
+            whole.finish = FinishReason::Length;
+        }
+        texts.push(answer.text);
     }
+    whole.text = join(texts.iter().map(String::as_str).zip(chunks.iter().map(|piece| piece.separator)));
     if whole.text.trim().is_empty() {
         return Err("nothing is left of the text: the model answered with no words".into());
     }

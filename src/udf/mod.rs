@@ -71,7 +71,3 @@ pub fn scalar_functions(models: &Arc<models::Models>) -> Vec<ScalarUDF> {
         token_count::udf(models),
     ]
 }
-
-/// The plain functions that name a model: function, position of the argument, role used without it.
-pub const SCALAR_MODEL_ARGUMENTS: [(&str, usize, &str); 3] =
-    [("fasttext_label", 1, "hq"), ("fasttext_score", 2, "hq"), ("token_count", 1, "rephraser")];

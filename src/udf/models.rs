@@ -10,7 +10,7 @@ use crate::{
         chat::ChatTemplate,
         chunk::Boundary,
         prompt::{MARKER, Prompt},
-        tokenizer::{Special, Tokenizer},
+        tokenizer::Tokenizer,
     },
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -109,8 +109,6 @@ pub struct LanguageModel {
     pub plain: Template,
     /// Ids that end an answer.
     pub stop: Arc<[u32]>,
-    /// What stands for the middle of a chunk that is too long.
-    pub ellipsis: Vec<u32>,
     /// As [`Models::hash`].
     pub hash: String,
 }
@@ -292,7 +290,6 @@ async fn load_language_model(spec: &CausalLmSpec, hash: String) -> Result<Langua
             before: String::new(),
             after: String::new(),
         })?;
-        let ellipsis = tokenizer.encode("... ", Special::Plain)?;
         let options = EngineOptions {
             device: device(given.device.as_deref())?,
             precision: precision(given.precision.as_deref())?,
@@ -302,7 +299,7 @@ async fn load_language_model(spec: &CausalLmSpec, hash: String) -> Result<Langua
         ensure!(!config.eos.is_empty(), "{}: the model names no end token (eos_token_id)", dir.display());
         let stop = config.eos.clone().into();
         let engine = Engine::start(&dir, options)?;
-        Ok(LanguageModel { engine, tokenizer, chat, prompt, settings, rephrase, plain, stop, ellipsis, hash })
+        Ok(LanguageModel { engine, tokenizer, chat, prompt, settings, rephrase, plain, stop, hash })
     })
     .await
 }
