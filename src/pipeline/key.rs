@@ -31,10 +31,11 @@ pub type Known = BTreeMap<String, String>;
 /// # Errors
 /// An input that cannot be listed (a glob without a match, a bucket out of reach), a model that is not there.
 pub async fn stage_key(plan: &Plan, stage: &Stage, known: &Known, models: &Models) -> Result<StageKey> {
-    let inputs = match &stage.work {
+    let mut inputs = match &stage.work {
         Work::Ingest { path, .. } => files(path).await?,
         _ => tables(plan, stage, known).await?,
     };
+    inputs.extend(named_files(stage).await?);
     let models = model_hashes(stage, known, models).await?;
     let params: BTreeMap<&String, serde_json::Value> = stage.params.iter().map(|(n, v)| (n, json(v))).collect();
     let query = match &stage.work {
@@ -92,6 +93,21 @@ async fn tables(plan: &Plan, stage: &Stage, known: &Known) -> Result<BTreeMap<St
         inputs.insert(name.clone(), print);
     }
     Ok(inputs)
+}
+
+/// Files and model directories that the settings name by path.
+async fn named_files(stage: &Stage) -> Result<BTreeMap<String, String>> {
+    let mut prints = BTreeMap::new();
+    for path in stage.config.files() {
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        prints.insert(path.display().to_string(), blake3::hash(&bytes).to_hex()[..32].to_owned());
+    }
+    for path in stage.config.models().into_iter().filter(|name| !stage.models.iter().any(|m| m == name)) {
+        // What a hub's revision holds does not change; a directory may.
+        let print = if path.starts_with("hf://") { path.to_owned() } else { digest(&files(path).await?) };
+        prints.insert(path.to_owned(), print);
+    }
+    Ok(prints)
 }
 
 async fn model_hashes(stage: &Stage, known: &Known, models: &Models) -> Result<BTreeMap<String, String>> {

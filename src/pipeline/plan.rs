@@ -188,6 +188,16 @@ impl Builder<'_> {
         self.spec.stages.iter().position(|s| s.name.value == name && s.yields == yields)
     }
 
+    /// Where the model of a stage will be; a fastText classifier is a file in its directory.
+    fn made_path(&self, name: &str) -> String {
+        let directory = self.location.join(&format!("models/{name}")).to_string();
+        let stage = self.maker(name, Yields::Model).and_then(|i| self.spec.stages[i].config.as_ref());
+        match stage {
+            Some(StageConfig::Fasttext(_)) => format!("{directory}/{}", fasttext::FILE),
+            _ => directory,
+        }
+    }
+
     /// The entries of `models:` with paths resolved, and the models that stages make.
     fn models(&mut self) -> BTreeMap<String, ModelSpec> {
         let mut models = BTreeMap::new();
@@ -203,7 +213,7 @@ impl Builder<'_> {
                 ModelSpec::Fasttext(classifier) => &mut classifier.path,
             };
             match made {
-                Some(_) if path.is_empty() => *path = self.location.join(&format!("models/{name}")).to_string(),
+                Some(_) if path.is_empty() => *path = self.made_path(name),
                 Some(line) => {
                     let message =
                         format!("`{name}` is also made by the stage in line {line}; remove `path` here or rename one");
@@ -216,7 +226,7 @@ impl Builder<'_> {
         }
         for stage in self.spec.stages.iter().filter(|s| s.yields == Yields::Model) {
             let name = &stage.name.value;
-            let path = self.location.join(&format!("models/{name}")).to_string();
+            let path = self.made_path(name);
             let spec = match &stage.config {
                 Some(StageConfig::Fasttext(_)) => ModelSpec::Fasttext(FastTextSpec { path }),
                 _ => ModelSpec::CausalLm(CausalLmSpec { path, ..CausalLmSpec::default() }),
@@ -322,7 +332,7 @@ impl Builder<'_> {
                 refs.iter().map(|(n, _)| n.clone()).collect::<BTreeSet<_>>().into_iter().collect()
             };
             let work = self.work(stage, scanned.as_ref(), external);
-            stages.push(stage.config.clone().zip(work).map(|(config, work)| Stage {
+            stages.push(self.resolved(stage).zip(work).map(|(config, work)| Stage {
                 name: stage.name.value.clone(),
                 yields: stage.yields,
                 work,
@@ -343,8 +353,8 @@ impl Builder<'_> {
         let config = stage.config.as_ref();
         let mut tables: Vec<_> =
             config.iter().flat_map(|c| c.tables()).map(|name| (name.to_owned(), at(name))).collect();
-        let mut models: Vec<_> =
-            config.iter().flat_map(|c| c.models()).map(|name| (name.to_owned(), at(name))).collect();
+        let named = config.iter().flat_map(|c| c.models()).filter(|name| !self.is_model_path(name));
+        let mut models: Vec<_> = named.map(|name| (name.to_owned(), at(name))).collect();
         if let Some(Scanned { scan, place, .. }) = scanned {
             tables.extend(scan.tables.iter().map(|t| (t.name.clone(), place(t.line, t.column))));
             for call in &scan.calls {
@@ -361,6 +371,12 @@ impl Builder<'_> {
             }
         }
         (tables, models)
+    }
+
+    /// A trainer's model that no entry and no stage gives, and that looks like a path.
+    fn is_model_path(&self, name: &str) -> bool {
+        let known = self.spec.models.contains_key(name) || self.maker(name, Yields::Model).is_some();
+        !known && (name.contains('/') || there(&resolve(self.file, name)))
     }
 
     fn check_table(&mut self, name: &str, at: &Place, external: &BTreeMap<String, InputTable>) {
@@ -409,6 +425,13 @@ impl Builder<'_> {
         bound
     }
 
+    /// The settings with their paths resolved.
+    fn resolved(&self, stage: &StageSpec) -> Option<StageConfig> {
+        let mut config = stage.config.clone()?;
+        config.resolve(|name| !self.is_model_path(name), |path| resolve(self.file, path));
+        Some(config)
+    }
+
     fn needs(&self, tables: &[(String, Place)], models: &[(String, Place)]) -> Vec<usize> {
         let tables = tables.iter().filter_map(|(name, _)| self.maker(name, Yields::Table));
         let models = models.iter().filter_map(|(name, _)| self.maker(name, Yields::Model));
@@ -421,7 +444,7 @@ impl Builder<'_> {
         scanned: Option<&Scanned>,
         external: &BTreeMap<String, InputTable>,
     ) -> Option<Work> {
-        Some(match stage.config.clone()? {
+        Some(match self.resolved(stage)? {
             StageConfig::Ingest(config) => {
                 let Some(source) = self.spec.sources.get(&config.source) else {
                     let known: Vec<&String> = self.spec.sources.keys().collect();
