@@ -15,7 +15,7 @@ use super::{
     yaml::{
         node::Value,
         problem::{Place, Problems, suggest},
-        set::unset,
+        set::{Assignment, unset},
     },
 };
 use crate::{
@@ -124,6 +124,24 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Parameters for a query that belongs to no pipeline, from `--set name=value` arguments.
+    ///
+    /// # Errors
+    /// Arguments that are not `name=value`.
+    pub fn params_alone(set: &[String]) -> Result<BTreeMap<String, ScalarValue>, Problems> {
+        let mut problems = Problems::default();
+        let mut params = BTreeMap::new();
+        for argument in set {
+            let Some(Assignment { path, value }) = Assignment::parse(argument, &mut problems) else { continue };
+            match (&path[..], scalar(&value.value)) {
+                ([name], Some(value)) => drop(params.insert(name.clone(), value)),
+                ([_], None) => problems.add(&value.at, "the value must be a number, a text or `true`/`false`"),
+                _ => problems.add(&value.at, "without --pipeline, write --set name=value"),
+            }
+        }
+        problems.or(params)
+    }
+
     /// The stage of that name.
     pub fn stage(&self, name: &str) -> Option<usize> {
         self.stages.iter().position(|stage| stage.name == name)
@@ -170,16 +188,7 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     fn params(&self) -> BTreeMap<String, ScalarValue> {
-        let values = self.spec.params.iter().filter_map(|(name, node)| {
-            let value = match &node.value {
-                Value::Bool(b) => ScalarValue::Boolean(Some(*b)),
-                Value::Int(n) => ScalarValue::Int64(Some(*n)),
-                Value::Float(n) => ScalarValue::Float64(Some(*n)),
-                Value::Text(t) => ScalarValue::Utf8(Some(t.clone())),
-                Value::Null | Value::List(_) | Value::Map(_) | Value::Hole => return None,
-            };
-            Some((name.clone(), value))
-        });
+        let values = self.spec.params.iter().filter_map(|(name, node)| Some((name.clone(), scalar(&node.value)?)));
         let seed = i64::try_from(self.spec.seed).unwrap_or(i64::MAX);
         values.chain([("seed".to_owned(), ScalarValue::Int64(Some(seed)))]).collect()
     }
@@ -505,6 +514,17 @@ impl Builder<'_> {
             }
             Vec::new()
         })
+    }
+}
+
+/// A YAML value as SQL sees it.
+fn scalar(value: &Value) -> Option<ScalarValue> {
+    match value {
+        Value::Bool(b) => Some(ScalarValue::Boolean(Some(*b))),
+        Value::Int(n) => Some(ScalarValue::Int64(Some(*n))),
+        Value::Float(n) => Some(ScalarValue::Float64(Some(*n))),
+        Value::Text(t) => Some(ScalarValue::Utf8(Some(t.clone()))),
+        Value::Null | Value::List(_) | Value::Map(_) | Value::Hole => None,
     }
 }
 
