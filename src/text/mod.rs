@@ -4,5 +4,6 @@ pub mod chat;
 pub mod chunk;
 pub mod extract;
 pub mod prompt;
+pub mod request;
 pub mod structure;
 pub mod tokenizer;
