@@ -28,8 +28,9 @@ impl std::fmt::Display for Grid {
         let columns = self.rows.first().map_or(0, Vec::len);
         let width = |c: usize| self.rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..columns).map(width).collect();
-        let right: Vec<bool> =
-            (0..columns).map(|c| self.rows.len() > 1 && self.rows[1..].iter().all(|r| figure(&r[c]) || r[c].is_empty())).collect();
+        let right: Vec<bool> = (0..columns)
+            .map(|c| self.rows.len() > 1 && self.rows[1..].iter().all(|r| figure(&r[c]) || r[c].is_empty()))
+            .collect();
         for row in &self.rows {
             let cells = row.iter().enumerate().map(|(c, cell)| match right[c] {
                 true => format!("{cell:>w$}", w = widths[c]),

@@ -106,7 +106,10 @@ mod tests {
     #[test]
     fn figures_are_readable() {
         assert_eq!([count(0), count(999), count(1000), count(1_234_567)], ["0", "999", "1,000", "1,234,567"]);
-        assert_eq!([seconds(0.25), seconds(12.34), seconds(245.0), seconds(7380.0)], ["250 ms", "12.3 s", "4 min 05 s", "2 h 03 min"]);
+        assert_eq!(
+            [seconds(0.25), seconds(12.34), seconds(245.0), seconds(7380.0)],
+            ["250 ms", "12.3 s", "4 min 05 s", "2 h 03 min"]
+        );
         assert_eq!([rate(0.0), rate(3.44), rate(1234.4)], ["-", "3.4", "1,234"]);
         assert_eq!([bytes(12), bytes(3_400_000)], ["12 B", "3.4 MB"]);
     }

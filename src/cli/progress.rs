@@ -70,7 +70,11 @@ impl Stage {
         let elapsed = now.duration_since(self.begun).as_secs_f64();
         let per_second = (self.done - self.former.min(self.done)) as f64 / elapsed.max(1e-9);
         if elapsed >= 0.5 && per_second > 0.0 {
-            parts.push(if self.unit == "bytes" { format!("{}/s", bytes(per_second as u64)) } else { format!("{}/s", rate(per_second)) });
+            parts.push(if self.unit == "bytes" {
+                format!("{}/s", bytes(per_second as u64))
+            } else {
+                format!("{}/s", rate(per_second))
+            });
             if let Some(left) = self.total.map(|total| total.saturating_sub(self.done)).filter(|left| *left > 0) {
                 parts.push(format!("{} left", seconds(left as f64 / per_second)));
             }
@@ -103,8 +107,7 @@ impl Progress for Shown {
     fn begin(&self, stage: &str, total: Option<u64>, done: u64, unit: &'static str) {
         let now = Instant::now();
         let bar = self.bars.then(|| bar(stage, total));
-        let state =
-            Stage { total, former: done, done, unit, note: String::new(), begun: now, last_line: now, bar };
+        let state = Stage { total, former: done, done, unit, note: String::new(), begun: now, last_line: now, bar };
         if done > 0 {
             Self::line(&format!("{stage}: continues at {}", state.text(now)));
         } else if !self.bars {

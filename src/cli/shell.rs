@@ -8,10 +8,13 @@ use super::{
     sql::{Desk, Note},
 };
 use rustyline::{
-    Completer, Editor, Helper, Highlighter, Hinter, Validator,
+    Editor, Helper,
+    completion::Completer,
     error::ReadlineError,
+    highlight::Highlighter,
+    hint::Hinter,
     history::FileHistory,
-    validate::{ValidationContext, ValidationResult},
+    validate::{ValidationContext, ValidationResult, Validator},
 };
 use std::{io::Write, path::PathBuf};
 use tokio::runtime::Runtime;
@@ -26,18 +29,20 @@ const HELP: &str = "\
   \\?             this help";
 
 /// Decides whether Enter ends the input.
-#[derive(Completer, Helper, Highlighter, Hinter, Validator)]
-struct Lines {
-    #[rustyline(Validator)]
-    validator: UntilSemicolon,
-}
-
-struct UntilSemicolon;
-impl rustyline::validate::Validator for UntilSemicolon {
+struct Lines;
+impl Validator for Lines {
     fn validate(&self, context: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
         Ok(if complete(context.input()) { ValidationResult::Valid(None) } else { ValidationResult::Incomplete })
     }
 }
+impl Completer for Lines {
+    type Candidate = String;
+}
+impl Hinter for Lines {
+    type Hint = String;
+}
+impl Highlighter for Lines {}
+impl Helper for Lines {}
 
 /// A backslash command, nothing, or a statement with its `;` outside quotes and comments at the end.
 fn complete(input: &str) -> bool {
@@ -58,9 +63,7 @@ fn ended(text: &str) -> bool {
                 quote = Some(c);
                 ended = false;
             }
-            (None, '-') if chars.peek() == Some(&'-') => {
-                while chars.next_if(|c| *c != '\n').is_some() {}
-            }
+            (None, '-') if chars.peek() == Some(&'-') => while chars.next_if(|c| *c != '\n').is_some() {},
             (None, ';') => ended = true,
             (None, _) if c.is_whitespace() => {}
             (None, _) => ended = false,
@@ -72,7 +75,7 @@ fn ended(text: &str) -> bool {
 /// Reads and answers until the end of input.
 pub fn main(runtime: &Runtime, mut desk: Desk) -> Result<(), Failure> {
     let mut editor: Editor<Lines, FileHistory> = Editor::new().map_err(anyhow::Error::from)?;
-    editor.set_helper(Some(Lines { validator: UntilSemicolon }));
+    editor.set_helper(Some(Lines));
     let history = history_file();
     if let Some(path) = &history {
         // The first time there is none.

@@ -28,6 +28,8 @@ pub enum Format {
 const CELL: usize = 40;
 /// Lines of a cell on a terminal, where each row is a block.
 const BLOCK_LINES: usize = 40;
+/// Lines of a cell of a sample.
+const SAMPLE_LINES: usize = 6;
 
 /// Writes all rows; gives their number.
 ///
@@ -77,7 +79,11 @@ fn json_lines(batch: &RecordBatch, out: &mut impl Write) -> Result<()> {
 
 fn csv_lines(batch: &RecordBatch, header: Header, out: &mut impl Write) -> Result<()> {
     let flat = flat(batch)?;
-    csv::WriterBuilder::new().with_header(header == Header::Yes).build(out).write(&flat).context("cannot write a row as CSV")
+    csv::WriterBuilder::new()
+        .with_header(header == Header::Yes)
+        .build(out)
+        .write(&flat)
+        .context("cannot write a row as CSV")
 }
 
 /// Nested columns as JSON text: CSV has plain cells only.
@@ -136,16 +142,20 @@ fn table(schema: &SchemaRef, batches: &[RecordBatch], out: &mut impl Write, term
     let long = rows.len() <= 5 && rows.iter().flatten().any(|cell| cell.chars().count() > CELL);
     match fits && !long {
         true => aligned(&names, &rows, &widths, &right, out),
-        false => blocks(&names, &rows, width(), out),
+        false => blocks(&names, &rows, Size { width: width(), lines: BLOCK_LINES }, out),
     }
 }
 
-fn cells(batches: &[RecordBatch]) -> Result<Vec<Vec<String>>> {
+/// Each value as text.
+pub fn cells(batches: &[RecordBatch]) -> Result<Vec<Vec<String>>> {
     let options = options();
     let mut rows = Vec::new();
     for batch in batches {
-        let formatters: Vec<ArrayFormatter<'_>> =
-            batch.columns().iter().map(|c| ArrayFormatter::try_new(c.as_ref(), &options)).collect::<Result<_, ArrowError>>()?;
+        let formatters: Vec<ArrayFormatter<'_>> = batch
+            .columns()
+            .iter()
+            .map(|c| ArrayFormatter::try_new(c.as_ref(), &options))
+            .collect::<Result<_, ArrowError>>()?;
         for row in 0..batch.num_rows() {
             rows.push(formatters.iter().map(|f| printable(&f.value(row).to_string())).collect());
         }
@@ -158,13 +168,35 @@ fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
 
-/// One line of at most [`CELL`] characters.
-fn shortened(cell: &str) -> String {
+/// One line of at most `room` characters.
+pub fn one_line(cell: &str, room: usize) -> String {
     let line = cell.replace('\n', "↵").replace('\t', " ");
-    match line.char_indices().nth(CELL) {
-        Some(_) => line.chars().take(CELL - 1).chain(['…']).collect(),
+    match line.char_indices().nth(room) {
+        Some(_) => line.chars().take(room - 1).chain(['…']).collect(),
         None => line,
     }
+}
+
+fn shortened(cell: &str) -> String {
+    one_line(cell, CELL)
+}
+
+/// A few rows as blocks, long values cut after a few lines.
+///
+/// # Errors
+/// A value that cannot be shown.
+pub fn sample(batches: &[RecordBatch], width: usize, out: &mut impl Write) -> Result<()> {
+    let Some(first) = batches.first() else { return Ok(()) };
+    let schema = first.schema();
+    let names: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
+    blocks(&names, &cells(batches)?, Size { width, lines: SAMPLE_LINES }, out)
+}
+
+/// Characters of a line and lines of a value.
+#[derive(Clone, Copy)]
+struct Size {
+    width: usize,
+    lines: usize,
 }
 
 fn aligned(names: &[&str], rows: &[Vec<String>], widths: &[usize], right: &[bool], out: &mut impl Write) -> Result<()> {
@@ -184,7 +216,8 @@ fn aligned(names: &[&str], rows: &[Vec<String>], widths: &[usize], right: &[bool
 }
 
 /// Each row as a block of `name │ value` lines, wrapped to the terminal.
-fn blocks(names: &[&str], rows: &[Vec<String>], width: usize, out: &mut impl Write) -> Result<()> {
+fn blocks(names: &[&str], rows: &[Vec<String>], size: Size, out: &mut impl Write) -> Result<()> {
+    let Size { width, lines: most } = size;
     let name_width = names.iter().map(|n| n.chars().count()).max().unwrap_or(0);
     let room = width.saturating_sub(name_width + 3).max(20);
     for (i, row) in rows.iter().enumerate() {
@@ -192,11 +225,11 @@ fn blocks(names: &[&str], rows: &[Vec<String>], width: usize, out: &mut impl Wri
         writeln!(out, "{title}{}", "─".repeat(width.saturating_sub(title.chars().count())))?;
         for (name, cell) in names.iter().zip(row) {
             let lines = wrapped(cell, room);
-            for (n, line) in lines.iter().take(BLOCK_LINES).enumerate() {
+            for (n, line) in lines.iter().take(most).enumerate() {
                 let label = if n == 0 { *name } else { "" };
                 writeln!(out, "{}", format!("{label:<name_width$} │ {line}").trim_end())?;
             }
-            if let Some(rest) = lines.get(BLOCK_LINES..).filter(|rest| !rest.is_empty()) {
+            if let Some(rest) = lines.get(most..).filter(|rest| !rest.is_empty()) {
                 writeln!(out, "{:<name_width$} │ … {} more lines", "", rest.len())?;
             }
         }
@@ -232,7 +265,8 @@ mod tests {
     use arrow::array::{Int64Array, ListArray};
 
     fn batch() -> RecordBatch {
-        let list = ListArray::from_iter_primitive::<arrow::datatypes::Int64Type, _, _>([Some(vec![Some(1), None]), None]);
+        let list =
+            ListArray::from_iter_primitive::<arrow::datatypes::Int64Type, _, _>([Some(vec![Some(1), None]), None]);
         RecordBatch::try_from_iter_with_nullable([
             ("n", Arc::new(Int64Array::from(vec![Some(1), None])) as ArrayRef, true),
             ("t", Arc::new(StringArray::from(vec![Some("a \"b\"\nc, d"), None])) as ArrayRef, true),
@@ -263,7 +297,8 @@ mod tests {
         assert_eq!(wrapped("one two three\n\nfour", 8), ["one two", "three", "", "four"]);
         assert_eq!(wrapped("abcdefghij", 4), ["abcd", "efgh", "ij"]);
         let mut out = Vec::new();
-        blocks(&["id", "text"], &[vec!["1".into(), "one two three".into()]], 27, &mut out).unwrap();
+        blocks(&["id", "text"], &[vec!["1".into(), "one two three".into()]], Size { width: 27, lines: 9 }, &mut out)
+            .unwrap();
         let expected = "── row 1 ──────────────────\nid   │ 1\ntext │ one two three\n";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }

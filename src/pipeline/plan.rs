@@ -538,14 +538,23 @@ fn io_reason(error: &std::io::Error) -> String {
 
 /// A table directory with a manifest, else files.
 pub async fn external_table(path: &str) -> InputTable {
-    let trimmed = path.trim_end_matches('/');
-    if let Some((parent, table)) = trimmed.rsplit_once('/').or(Some((".", trimmed)))
-        && let Ok(location) = Location::parse(if parent.is_empty() { "/" } else { parent })
-        && let Ok(Some(_)) = TableCommit::manifest(&location, table).await
+    let (parent, table) = split_table(path);
+    if let Ok(location) = Location::parse(&parent)
+        && let Ok(Some(_)) = TableCommit::manifest(&location, &table).await
     {
-        return InputTable::Managed { location, table: table.to_owned() };
+        return InputTable::Managed { location, table };
     }
     InputTable::Files(path.to_owned())
+}
+
+/// A table directory's location and its name there.
+pub fn split_table(path: &str) -> (String, String) {
+    let trimmed = path.trim_end_matches('/');
+    match trimmed.rsplit_once('/') {
+        Some(("", table)) => ("/".to_owned(), table.to_owned()),
+        Some((parent, table)) => (parent.to_owned(), table.to_owned()),
+        None => (".".to_owned(), trimmed.to_owned()),
+    }
 }
 
 /// A path or glob as the rule at the top of this file has it.
