@@ -61,7 +61,7 @@ pub fn restore(
 }
 
 fn restore_inner(bytes: &[u8], parameters: &mut FlatParameters, adamw: &mut AdamW) -> anyhow::Result<State> {
-    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| anyhow::anyhow!("not a safetensors file: {e}"))?;
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
     let metadata = header.metadata().clone().unwrap_or_default();
     let field = |name: &str| metadata.get(name).with_context(|| format!("it holds no `{name}`"));
     if field("format")? != FORMAT {
@@ -71,7 +71,7 @@ fn restore_inner(bytes: &[u8], parameters: &mut FlatParameters, adamw: &mut Adam
     if *found != expected {
         bail!("it belongs to another model: {}", difference(found, &expected));
     }
-    let tensors = SafeTensors::deserialize(bytes).map_err(|e| anyhow::anyhow!("the file is cut off or damaged: {e}"))?;
+    let tensors = SafeTensors::deserialize(bytes).map_err(damaged)?;
     let state = serde_json::from_str(field("state")?).context("its state does not parse")?;
     let device = parameters.master.device();
     let size = parameters.master.size();
@@ -86,6 +86,10 @@ fn restore_inner(bytes: &[u8], parameters: &mut FlatParameters, adamw: &mut Adam
     adamw.first = first;
     adamw.second = second;
     Ok(state)
+}
+
+fn damaged(error: safetensors::SafeTensorError) -> anyhow::Error {
+    anyhow::anyhow!("it is not a whole safetensors file ({error}); it may be cut off")
 }
 
 /// Names and shapes of all parameters, in buffer order.
