@@ -52,6 +52,14 @@ impl Session {
     pub fn context(&self) -> &SessionContext {
         &self.ctx
     }
+    /// Stub until branch operator is merged.
+    pub fn tables(&self) -> Vec<String> {
+        Vec::new()
+    }
+    /// Stub until branch operator is merged.
+    pub fn functions(&self) -> &[String] {
+        &[]
+    }
     pub async fn register(&self, name: &str, source: TableSource) -> anyhow::Result<()> {
         let _ = (name, source, &self.params);
         todo!()

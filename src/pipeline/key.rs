@@ -3,7 +3,7 @@
 
 use super::{
     plan::{Plan, Stage, Work},
-    stage::{json, sql::InputTable},
+    stage::{ingest, json, sql::InputTable},
 };
 use crate::{
     storage::{commit::TableCommit, location::Location},
@@ -32,15 +32,16 @@ pub type Known = BTreeMap<String, String>;
 /// An input that cannot be listed (a glob without a match, a bucket out of reach), a model that is not there.
 pub async fn stage_key(plan: &Plan, stage: &Stage, known: &Known, models: &Models) -> Result<StageKey> {
     let mut inputs = match &stage.work {
-        Work::Ingest { path, .. } => files(path).await?,
+        Work::Ingest { source, .. } => ingest::fingerprint(source).await?,
         _ => tables(plan, stage, known).await?,
     };
     inputs.extend(named_files(stage).await?);
     let models = model_hashes(stage, known, models).await?;
     let params: BTreeMap<&String, serde_json::Value> = stage.params.iter().map(|(n, v)| (n, json(v))).collect();
-    let query = match &stage.work {
-        Work::Sql(query) => Some(&query.text),
-        _ => None,
+    let (query, format) = match &stage.work {
+        Work::Sql(query) => (Some(&query.text), None),
+        Work::Ingest { source, .. } => (None, Some(source.format)),
+        _ => (None, None),
     };
     let seeded = !models.is_empty() || !matches!(stage.work, Work::Ingest { .. } | Work::Sql(_));
     let facts = json!({
@@ -48,6 +49,7 @@ pub async fn stage_key(plan: &Plan, stage: &Stage, known: &Known, models: &Model
         "code": code_version(stage),
         "config": settings(stage)?,
         "query": query,
+        "format": format,
         "params": params,
         "seed": seeded.then_some(plan.seed),
         "inputs": inputs,
@@ -122,7 +124,7 @@ async fn model_hashes(stage: &Stage, known: &Known, models: &Models) -> Result<B
     Ok(hashes)
 }
 
-/// Each file of a source with a fingerprint of name, size and time of change: cheap also where the files are large.
+/// Each file below a path with a fingerprint of name, size and time of change: cheap also where the files are large.
 async fn files(path: &str) -> Result<BTreeMap<String, String>> {
     let found = Location::expand(path).await?;
     Ok(found

@@ -8,7 +8,9 @@ use super::{
     spec::{Located, Spec, StageSpec, Yields},
     sqlscan::{self, Scan},
     stage::{
-        StageConfig, fasttext, ingest, sft,
+        StageConfig, fasttext,
+        ingest::{self, Paths, SourceSpec},
+        sft,
         sql::{self, InputTable, Query},
         tokenizer,
     },
@@ -65,7 +67,7 @@ pub struct Stage {
 /// What a stage does.
 #[derive(Debug)]
 pub enum Work {
-    Ingest { config: ingest::Config, path: String },
+    Ingest { config: ingest::Config, source: SourceSpec },
     Sql(Query),
     Sft(sft::Config),
     Tokenizer(tokenizer::Config),
@@ -466,13 +468,22 @@ impl Builder<'_> {
                     self.problems.add(at, message);
                     return None;
                 };
-                Work::Ingest { config, path: resolve(self.file, &source.value.path) }
+                Work::Ingest { config, source: self.source(source.value.as_ref()?) }
             }
             StageConfig::Sql(config) => Work::Sql(self.query(scanned?, &config, external)),
             StageConfig::Sft(config) => Work::Sft(config),
             StageConfig::Tokenizer(config) => Work::Tokenizer(config),
             StageConfig::Fasttext(config) => Work::Fasttext(config),
         })
+    }
+
+    /// The source with its paths resolved.
+    fn source(&self, source: &SourceSpec) -> SourceSpec {
+        let path = match &source.path {
+            Paths::One(path) => Paths::One(resolve(self.file, path)),
+            Paths::Many(paths) => Paths::Many(paths.iter().map(|path| resolve(self.file, path)).collect()),
+        };
+        SourceSpec { path, ..source.clone() }
     }
 
     fn query(&self, scanned: &Scanned, config: &sql::Config, external: &BTreeMap<String, InputTable>) -> Query {

@@ -335,7 +335,7 @@ async fn run_stage(
         code_version: code_version(stage),
     };
     Ok(match &stage.work {
-        Work::Ingest { config, path } => Made::Table(ingest::run(config, path, &cx).await?),
+        Work::Ingest { config, source } => Made::Table(ingest::run(config, source, &cx).await?),
         Work::Sql(query) => Made::Table(sql::run(query, &cx).await?),
         Work::Sft(config) => Made::Model(sft::run(config, &cx).await?),
         Work::Tokenizer(config) => Made::Model(tokenizer::run(config, &cx).await?),
