@@ -239,11 +239,6 @@ fn cost(given: Cost, input: u64, records: &BTreeMap<String, FragmentRecord>) -> 
         tokens_per_second: rate(output_tokens),
         peak_memory_bytes: given.peak_memory_bytes.max(peak_memory()),
     }
-    /// Stub until branch storage is merged.
-    pub async fn finish_with(self, input: u64, output_tokens: u64) -> anyhow::Result<FragmentRecord> {
-        let _ = (input, output_tokens);
-        todo!()
-    }
 }
 
 /// Time during which at least one fragment was being written, over all runs that took part.

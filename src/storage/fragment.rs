@@ -163,7 +163,7 @@ impl ParquetSink {
     }
 
     /// An upload whose last answer was lost may have arrived: the server then knows no such upload any more, but has the object.
-    async fn arrived(&self, bytes: u64, error: std::io::Error) -> anyhow::Result<()> {
+    async fn arrived(&mut self, bytes: u64, error: std::io::Error) -> anyhow::Result<()> {
         let path = self.dir.child(&self.name);
         if self.dir.store.head(&path).await.is_ok_and(|meta| meta.size == bytes) {
             return Ok(());
