@@ -91,20 +91,18 @@ impl Sampler {
         let mut rest = self.candidates.as_mut_slice();
         while rest.len() > 32 {
             let middle = rest.len() / 2;
-            let (left, _, right) = rest.select_nth_unstable_by(middle, descending);
+            rest.select_nth_unstable_by(middle, descending);
+            let (left, right) = rest.split_at_mut(middle);
             let mass: f64 = left.iter().map(|&(w, _)| f64::from(w)).sum();
             if mass >= wanted {
                 rest = left;
             } else {
                 wanted -= mass;
-                // The pivot itself stays with the right side: it comes directly before it in memory.
-                let from = left.len();
-                let _ = right;
-                rest = &mut rest[from..];
+                rest = right;
             }
         }
         rest.sort_unstable_by(descending);
-        for &mut (weight, id) in &mut *rest {
+        for &(weight, id) in &*rest {
             wanted -= f64::from(weight);
             if wanted <= 0.0 {
                 return Cut { weight, id };
