@@ -88,29 +88,27 @@ impl Sampler {
         self.candidates.clear();
         let possible = self.weights.iter().enumerate().filter(|&(i, &w)| w >= least && cut.keeps(w, i));
         self.candidates.extend(possible.map(|(i, &w)| (w, i as u32)));
-        let mut rest = self.candidates.as_mut_slice();
-        while rest.len() > 32 {
-            let middle = rest.len() / 2;
-            let (left, _, right) = rest.select_nth_unstable_by(middle, descending);
+        let (mut from, mut to) = (0, self.candidates.len());
+        while to - from > 32 {
+            let middle = (to - from) / 2;
+            let (left, _, _) = self.candidates[from..to].select_nth_unstable_by(middle, descending);
             let mass: f64 = left.iter().map(|&(w, _)| f64::from(w)).sum();
             if mass >= wanted {
-                rest = left;
+                to = from + middle;
             } else {
                 wanted -= mass;
-                // The pivot itself stays with the right side: it comes directly before it in memory.
-                let from = left.len();
-                let _ = right;
-                rest = &mut rest[from..];
+                from += middle;
             }
         }
+        let rest = &mut self.candidates[from..to];
         rest.sort_unstable_by(descending);
-        for &mut (weight, id) in &mut *rest {
+        for &(weight, id) in &*rest {
             wanted -= f64::from(weight);
             if wanted <= 0.0 {
                 return Cut { weight, id };
             }
         }
-        rest.last().map_or(Cut::ALL, |&mut (weight, id)| Cut { weight, id })
+        rest.last().map_or(Cut::ALL, |&(weight, id)| Cut { weight, id })
     }
 
     /// The token at share `u` in [0, 1) of the kept mass, in order of ids.
