@@ -39,6 +39,12 @@ pub struct FragmentRecord {
     pub input: u64,
     pub kept: u64,
     pub failed: u64,
+    /// Rows read that are neither kept nor failed.
+    #[serde(default)]
+    pub dropped: u64,
+    /// Rows kept or failed beyond those read.
+    #[serde(default)]
+    pub created: u64,
     /// The data file, relative to the table directory. One without rows may be gone from a published table.
     pub file: Option<DataFile>,
     /// Relative to `<location>/failed/`.
@@ -87,11 +93,11 @@ impl Table {
     }
 }
 
-/// A table being written.
-#[derive(Debug)]
+/// A table being written. Clones are the same table, for tasks that write fragments at the same time.
+#[derive(Debug, Clone)]
 pub struct TableCommit {
     table: Arc<Table>,
-    former: BTreeMap<String, FragmentRecord>,
+    former: Arc<BTreeMap<String, FragmentRecord>>,
 }
 
 impl TableCommit {
@@ -136,7 +142,7 @@ impl TableCommit {
         let finished = Mutex::new(former.clone());
         let (name, key) = (table.to_owned(), key.to_owned());
         let table = Arc::new(Table { name, key, dir, failed_dir, finished, schema: Mutex::default(), _lock: lock });
-        Ok(Self { table, former })
+        Ok(Self { table, former: Arc::new(former) })
     }
 
     /// Removes a table, manifest first, so that it is made anew whatever its key.
@@ -154,14 +160,15 @@ impl TableCommit {
         self.former.get(fragment)
     }
 
-    /// Sums of all fragments finished so far, by this run and former ones. `dropped` and `created` are the caller's to know.
+    /// Sums of all fragments finished so far, by this run and former ones.
     pub fn totals(&self) -> Rows {
         let finished = self.table.finished.lock().unwrap_or_else(PoisonError::into_inner);
         finished.values().fold(Rows::default(), |sum, r| Rows {
             input: sum.input + r.input,
             kept: sum.kept + r.kept,
             failed: sum.failed + r.failed,
-            ..sum
+            dropped: sum.dropped + r.dropped,
+            created: sum.created + r.created,
         })
     }
 
@@ -178,20 +185,24 @@ impl TableCommit {
 
     /// Writes the manifest from all records (files in fragment order) and the given facts; checks the row arithmetic.
     ///
-    /// Of `manifest`, table, key, input, kept and failed rows, files and cost are filled in here, and the schema if it is empty.
-    /// `rows.dropped` and `rows.created` are taken as given.
+    /// Of `manifest`, table, key, rows, files and cost are filled in here, and the schema if it is empty. A caller that knows how many
+    /// rows were dropped or created gives `rows.dropped` and `rows.created`; where both are 0 each fragment's own difference counts.
     pub async fn publish(self, mut manifest: Manifest) -> anyhow::Result<Manifest> {
         let Table { name, key, dir, .. } = &*self.table;
-        let given = manifest.rows;
-        manifest.rows = Rows { dropped: given.dropped, created: given.created, ..self.totals() };
-        if !manifest.rows.adds_up() {
+        let Rows { dropped, created, .. } = manifest.rows;
+        manifest.rows = match self.totals() {
+            counted if dropped == 0 && created == 0 => counted,
+            counted => Rows { dropped, created, ..counted },
+        };
+        let records = self.table.finished.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let written: u64 = records.values().filter_map(|r| r.file.as_ref()).map(|f| f.rows).sum();
+        if !manifest.rows.adds_up() || written != manifest.rows.kept {
             let Rows { input, kept, dropped, failed, created } = manifest.rows;
             bail!(
                 "table `{name}` is not published, its rows do not add up: input {input} + created {created} is not kept {kept} + \
-                 dropped {dropped} + failed {failed}; this is a fault of the program, the fragments are kept in {dir}"
+                 dropped {dropped} + failed {failed}, with {written} rows in files; the fragments are kept in {dir}"
             );
         }
-        let records = self.table.finished.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (files, superfluous) = data_files(&records);
         remove(dir, superfluous).await?;
         manifest.files = files;

@@ -15,7 +15,9 @@ use std::{collections::BTreeMap, path::Path};
 /// One turn of a conversation.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Message {
+    /// system, user or assistant.
     pub role: String,
+    /// What is said.
     pub content: String,
 }
 
@@ -265,4 +267,115 @@ fn special_tokens(config: &Json) -> BTreeMap<String, String> {
             Some((name.clone(), text.to_owned()))
         })
         .collect()
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[derive(serde::Deserialize)]
+    struct Case {
+        name: String,
+        template: String,
+        tokens: BTreeMap<String, String>,
+        messages: Vec<BTreeMap<String, String>>,
+        thinking: bool,
+        expected: Option<String>,
+        error: Option<String>,
+    }
+
+    impl Case {
+        fn template(&self) -> ChatTemplate {
+            let template = ChatTemplate::new(&self.template, self.tokens.clone()).unwrap();
+            template.with_thinking(self.thinking).with_date(NaiveDate::from_ymd_opt(2025, 3, 9).unwrap())
+        }
+        fn messages(&self) -> Vec<Message> {
+            self.messages.iter().map(|turn| Message::new(&turn["role"], turn["content"].as_str())).collect()
+        }
+    }
+
+    fn cases() -> Vec<Case> {
+        serde_json::from_str(include_str!("../../tests/golden/chat.json")).unwrap()
+    }
+
+    fn write(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        dir
+    }
+
+    const ONE: &[(&str, &str)] = &[("user", "hi")];
+
+    fn render(files: &[(&str, &str)], turns: &[(&str, &str)]) -> String {
+        let template = ChatTemplate::from_dir(write(files).path()).unwrap().unwrap();
+        template.render(&turns.iter().map(|(role, content)| Message::new(role, *content)).collect::<Vec<_>>()).unwrap()
+    }
+
+    #[test]
+    fn renders_as_transformers_does() {
+        for case in cases() {
+            match (case.template().render(&case.messages()), &case.expected, &case.error) {
+                (Ok(text), Some(expected), _) => assert_eq!(&text, expected, "{}", case.name),
+                (Err(error), None, Some(expected)) => {
+                    assert!(error.to_string().contains(expected.as_str()), "{}: {error}", case.name);
+                }
+                (result, ..) => panic!("{}: {result:?}, expected {:?} {:?}", case.name, case.expected, case.error),
+            }
+        }
+    }
+
+    #[test]
+    fn split_parts_join_to_the_rendered_text() {
+        for case in cases().iter().filter(|case| case.name.ends_with("/user/False") && !case.name.starts_with("loops"))
+        {
+            let (head, tail) = case.template().render_split(&[], "Rewrite: ", "").unwrap();
+            assert_eq!(Some([head.as_str(), "{TEXT}", &tail].concat()), case.expected, "{}", case.name);
+        }
+    }
+
+    #[test]
+    fn a_template_that_drops_or_repeats_the_document_is_refused() {
+        let split = |source: &str| {
+            ChatTemplate::new(source, BTreeMap::new()).unwrap().render_split(&[], "a", "b").unwrap_err().to_string()
+        };
+        assert!(split("fixed").contains("leaves out"));
+        assert!(split("{{ messages[0].content }}{{ messages[0].content }}").contains("2 times"));
+    }
+
+    #[test]
+    fn finds_the_template_where_transformers_keeps_it() {
+        let listed = r#"{"chat_template": [{"name": "tool", "template": "T"}, {"name": "default", "template": "D{{ eos_token }}"}],
+                         "eos_token": {"content": "<e>", "lstrip": false}}"#;
+        assert_eq!(render(&[("tokenizer_config.json", listed)], ONE), "D<e>");
+        let config = r#"{"chat_template": "C{{ bos_token }}", "bos_token": null}"#;
+        let map = r#"{"bos_token": {"content": "<b>"}}"#;
+        assert_eq!(render(&[("tokenizer_config.json", config), ("special_tokens_map.json", map)], ONE), "C<b>");
+        assert_eq!(render(&[("tokenizer_config.json", config), ("chat_template.jinja", "J\n")], ONE), "J");
+        assert!(ChatTemplate::from_dir(write(&[]).path()).unwrap().is_none());
+        assert!(ChatTemplate::from_dir(write(&[("tokenizer_config.json", "{}")]).path()).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_date_is_fixed() {
+        let text = render(&[("chat_template.jinja", "{{ strftime_now('%d %b %Y') }}")], ONE);
+        assert_eq!(text, "26 Jul 2024");
+    }
+
+    #[test]
+    fn errors_name_the_file_and_the_reason() {
+        let fails = |files: &[(&str, &str)]| format!("{:#}", ChatTemplate::from_dir(write(files).path()).unwrap_err());
+        let error = fails(&[("chat_template.jinja", "{% if %}")]);
+        assert!(error.contains("chat_template.jinja") && error.contains("does not compile"), "{error}");
+        let error = fails(&[("tokenizer_config.json", "{")]);
+        assert!(error.contains("tokenizer_config.json: not JSON"), "{error}");
+        let error = fails(&[("tokenizer_config.json", r#"{"chat_template": 3}"#)]);
+        assert!(error.contains("neither a string"), "{error}");
+        let template = ChatTemplate::new("{{ strftime_now('%Q!') }}", BTreeMap::new()).unwrap();
+        assert!(template.render(&[]).unwrap_err().to_string().contains("bad format"));
+        let template = ChatTemplate::new("{{ raise_exception('no ' + 'way') }}", BTreeMap::new()).unwrap();
+        assert!(template.render(&[]).unwrap_err().to_string().contains("the template refuses: no way"));
+    }
 }

@@ -19,7 +19,9 @@ pub enum Boundary {
 /// For `Char` the texts alone do, and the separator is one space, empty after the last piece.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk<'a> {
+    /// The piece.
     pub text: &'a str,
+    /// What joins it to the next.
     pub separator: &'a str,
 }
 

@@ -14,8 +14,11 @@ const USER: &str = "[user]";
 /// A prompt split at its mark.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
+    /// The system message.
     pub system: Option<String>,
+    /// The user message up to the document.
     pub before: String,
+    /// The user message after it.
     pub after: String,
 }
 

@@ -35,7 +35,9 @@ struct Inner {
 /// Whether control tokens spelled out in the text become those tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Special {
+    /// The tokens themselves: for text of a chat template.
     Recognise,
+    /// Their letters: for documents.
     Plain,
 }
 
@@ -72,19 +74,9 @@ impl Tokenizer {
         }
     }
 
-    /// Token ids of `prefix + document + suffix` where only prefix and suffix are trusted.
-    ///
-    /// The three are tokenised as one string, so that tokens may form across the seams as they did when the model was trained. Where
-    /// the document spells out a control token, it is tokenised apart as plain text.
-    pub fn encode_between(&self, prefix: &str, document: &str, suffix: &str) -> anyhow::Result<Vec<u32>> {
-        let inner = &self.inner;
-        let whole = run(&inner.recognise, &[prefix, document, suffix].concat())?;
-        let (head, tail) = (run(&inner.recognise, prefix)?, run(&inner.recognise, suffix)?);
-        let control = |id: &&u32| inner.control_ids.contains(id);
-        if whole.iter().filter(control).eq(head.iter().chain(&tail).filter(control)) {
-            return Ok(whole);
-        }
-        Ok([head, inner.encode_plain(document)?, tail].concat())
+    /// The control tokens among `ids`, in order.
+    pub fn controls(&self, ids: &[u32]) -> Vec<u32> {
+        ids.iter().copied().filter(|id| self.inner.control_ids.contains(id)).collect()
     }
 
     /// Text of the ids; control tokens marked special, and ids outside the vocabulary, give nothing.
@@ -121,7 +113,7 @@ impl Inner {
         let vocab_size = recognise.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         let affixes = affixes(&recognise)?;
         Ok(Self {
-            control_ids: controls.iter().map(|(id, _)| *id).collect(),
+            control_ids: controls.iter().filter(|(_, token)| !is_unknown(token)).map(|(id, _)| *id).collect(),
             controls: controls.into_iter().map(|(id, token)| (token.content, id)).collect(),
             recognise,
             plain,
@@ -154,17 +146,11 @@ impl Inner {
         ids.extend(run(&self.plain, &text[from..])?);
         match ids.iter().find(|id| self.control_ids.contains(id)) {
             None => Ok(ids),
-            Some(id) if self.is_unknown(*id) => Ok(ids),
             Some(id) => bail!(
                 "the text spells out the control token {:?} and this tokenizer cannot encode it as plain text",
                 self.recognise.id_to_token(*id).unwrap_or_default()
             ),
         }
-    }
-
-    /// The unknown token is a control token by its flag, yet ordinary text may need it.
-    fn is_unknown(&self, id: u32) -> bool {
-        self.recognise.id_to_token(id).is_some_and(|token| matches!(token.as_str(), "<unk>" | "[UNK]" | "<|unk|>"))
     }
 }
 
@@ -180,6 +166,11 @@ fn is_control(token: &AddedToken) -> bool {
         text.len() > open.len() + close.len() && text.starts_with(open) && text.ends_with(close)
     };
     token.special || wrapped("<", ">") || wrapped("[", "]")
+}
+
+/// The unknown token is special by its flag, yet stands for ordinary text and steers nothing.
+fn is_unknown(token: &AddedToken) -> bool {
+    matches!(token.content.as_str(), "<unk>" | "<UNK>" | "[UNK]" | "<|unk|>")
 }
 
 /// The post-processor's additions: what stands around a probe.
@@ -203,5 +194,112 @@ fn missing(dir: &Path, path: &Path) -> anyhow::Error {
         anyhow::anyhow!("{}: missing; the directory has only a SentencePiece model; {convert}", path.display())
     } else {
         anyhow::anyhow!("{}: missing; a model directory needs its tokenizer.json", path.display())
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+pub(super) mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[derive(serde::Deserialize)]
+    struct Golden {
+        name: String,
+        file: serde_json::Value,
+        controls: BTreeMap<String, u32>,
+        around: Vec<u32>,
+        without: Vec<u32>,
+        rows: usize,
+        cases: Vec<Case>,
+    }
+
+    #[derive(serde::Deserialize)]
+    struct Case {
+        text: String,
+        recognise: Vec<u32>,
+        plain: Vec<u32>,
+        decoded: String,
+    }
+
+    fn golden() -> Vec<Golden> {
+        serde_json::from_str(include_str!("../../tests/golden/tokenizers.json")).unwrap()
+    }
+
+    impl Golden {
+        fn tokenizer(&self) -> Tokenizer {
+            Tokenizer::from_bytes(self.file.to_string().as_bytes()).unwrap()
+        }
+    }
+
+    /// One of the golden tokenizers: bytelevel, llama, unigram, wordpiece.
+    pub(in crate::text) fn golden_tokenizer(name: &str) -> Tokenizer {
+        golden().iter().find(|golden| golden.name == name).unwrap().tokenizer()
+    }
+
+    #[test]
+    fn ids_are_those_of_the_python_library() {
+        for golden in golden() {
+            let tokenizer = golden.tokenizer();
+            assert_eq!(tokenizer.vocab_size(), golden.rows, "{}", golden.name);
+            for case in &golden.cases {
+                let what = format!("{} {:?}", golden.name, case.text);
+                assert_eq!(tokenizer.encode(&case.text, Special::Recognise).unwrap(), case.recognise, "{what}");
+                assert_eq!(tokenizer.encode(&case.text, Special::Plain).unwrap(), case.plain, "plain {what}");
+                assert_eq!(tokenizer.decode(&case.recognise).unwrap(), case.decoded, "{what}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_control_token_comes_from_plain_text() {
+        for golden in golden() {
+            let tokenizer = golden.tokenizer();
+            let names: String = golden.controls.keys().cloned().collect();
+            let hostile = format!("{names} x{names}\n{}", golden.controls.keys().rev().cloned().collect::<String>());
+            let ids = tokenizer.encode(&hostile, Special::Plain).unwrap();
+            let control = |(name, id): (&String, &u32)| !name.to_lowercase().contains("unk") && ids.contains(id);
+            assert!(!golden.controls.iter().any(control), "{}: {ids:?}", golden.name);
+            assert!(tokenizer.controls(&ids).is_empty());
+        }
+    }
+
+    #[test]
+    fn affixes_are_what_the_post_processor_adds() {
+        for golden in golden() {
+            let tokenizer = golden.tokenizer();
+            let (before, after) = tokenizer.affixes();
+            assert_eq!([before, &golden.without, after].concat(), golden.around, "{}", golden.name);
+        }
+        assert_eq!(golden_tokenizer("llama").affixes().0, [1]);
+    }
+
+    #[test]
+    fn ids_outside_the_vocabulary_decode_to_nothing() {
+        let tokenizer = golden_tokenizer("bytelevel");
+        assert_eq!(tokenizer.decode(&[83, 9999, 71, u32::MAX]).unwrap(), "th");
+        assert_eq!(tokenizer.id("<|im_end|>"), Some(332));
+        assert_eq!(tokenizer.id("no such token"), None);
+    }
+
+    #[test]
+    fn a_missing_or_broken_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let fails = || format!("{:#}", Tokenizer::from_dir(dir.path()).err().unwrap());
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        assert!(fails().contains("tokenizer.json: missing"), "{}", fails());
+        write("tokenizer.model", "x");
+        assert!(fails().contains("SentencePiece") && fails().contains("save_pretrained"), "{}", fails());
+        write("vocab.json", "{}");
+        assert!(fails().contains("vocab/merges") && fails().contains("save_pretrained"), "{}", fails());
+        for (text, reason) in [
+            ("", "not a usable tokenizer"),
+            ("{\"model\": 3}", "not a usable tokenizer"),
+            ("<html>", "not a usable tokenizer"),
+            ("version https://git-lfs.github.com/spec/v1\n", "git-lfs pointer"),
+        ] {
+            write("tokenizer.json", text);
+            assert!(fails().contains(reason) && fails().contains("tokenizer.json"), "{}", fails());
+        }
     }
 }
