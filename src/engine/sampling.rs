@@ -91,26 +91,24 @@ impl Sampler {
         let mut rest = self.candidates.as_mut_slice();
         while rest.len() > 32 {
             let middle = rest.len() / 2;
-            let (left, _, right) = rest.select_nth_unstable_by(middle, descending);
+            rest.select_nth_unstable_by(middle, descending);
+            let (left, right) = rest.split_at_mut(middle);
             let mass: f64 = left.iter().map(|&(w, _)| f64::from(w)).sum();
             if mass >= wanted {
                 rest = left;
             } else {
                 wanted -= mass;
-                // The pivot itself stays with the right side: it comes directly before it in memory.
-                let from = left.len();
-                let _ = right;
-                rest = &mut rest[from..];
+                rest = right;
             }
         }
         rest.sort_unstable_by(descending);
-        for &mut (weight, id) in &mut *rest {
+        for &(weight, id) in &*rest {
             wanted -= f64::from(weight);
             if wanted <= 0.0 {
                 return Cut { weight, id };
             }
         }
-        rest.last().map_or(Cut::ALL, |&mut (weight, id)| Cut { weight, id })
+        rest.last().map_or(Cut::ALL, |&(weight, id)| Cut { weight, id })
     }
 
     /// The token at share `u` in [0, 1) of the kept mass, in order of ids.
@@ -207,7 +205,8 @@ mod tests {
         for spread in [0.1f32, 1.0, 5.0, 20.0] {
             let row: Vec<f32> = (0..5000).map(|_| rng.random::<f32>() * spread).collect();
             for top_p in [0.01f32, 0.5, 0.9, 0.999] {
-                let mut sampler = Sampler { weights: row.iter().map(|x| (x - spread).exp()).collect(), candidates: vec![] };
+                let mut sampler =
+                    Sampler { weights: row.iter().map(|x| (x - spread).exp()).collect(), candidates: vec![] };
                 let cut = sampler.nucleus(top_p, Cut::ALL);
                 let mut sorted: Vec<(f32, u32)> = sampler.weights.iter().zip(0..).map(|(&w, i)| (w, i)).collect();
                 sorted.sort_by(descending);

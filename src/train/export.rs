@@ -22,12 +22,7 @@ pub const TOKENIZER_FILES: [&str; 8] = [
 ///
 /// # Errors
 /// The directory cannot be written; the tokenizer's files cannot be read.
-pub fn write_model(
-    dir: &Path,
-    trainer: &Trainer,
-    stored: Stored,
-    tokenizer_dir: &Path,
-) -> anyhow::Result<()> {
+pub fn write_model(dir: &Path, trainer: &Trainer, stored: Stored, tokenizer_dir: &Path) -> anyhow::Result<()> {
     let config = trainer.config();
     let dtype = match stored {
         Stored::Bf16 => "bfloat16",
@@ -37,7 +32,10 @@ pub fn write_model(
     model_config["torch_dtype"] = json!(dtype);
     write_json(&dir.join("config.json"), &model_config)?;
     let eos = if config.eos.len() == 1 { json!(config.eos[0]) } else { json!(config.eos) };
-    write_json(&dir.join("generation_config.json"), &json!({"do_sample": false, "eos_token_id": eos, "pad_token_id": 0}))?;
+    write_json(
+        &dir.join("generation_config.json"),
+        &json!({"do_sample": false, "eos_token_id": eos, "pad_token_id": 0}),
+    )?;
     trainer.parameters.weights(stored.kind()).save(&dir.join("model.safetensors"))?;
     for name in TOKENIZER_FILES {
         let source = tokenizer_dir.join(name);

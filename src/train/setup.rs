@@ -1,10 +1,7 @@
 //! From a description of a model, a device and a precision to a [`Trainer`]. Knows libtorch's devices, types and threads, so that
 //! the stages do not.
 
-use super::{
-    optim::AdamWOptions,
-    sft::Trainer,
-};
+use super::{optim::AdamWOptions, sft::Trainer};
 use crate::models::{config::DecoderConfig, decoder::Decoder, device::DeviceSpec};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;

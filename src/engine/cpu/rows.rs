@@ -86,9 +86,9 @@ vectorised!(
 #[inline(always)]
 unsafe fn exp_rows<S: Simd>(x: &[f32], high: f32, scale: f32, out: &mut [f32]) {
     let whole = x.len() / LANES * LANES;
-    let (shift, factor) = (S::splat(-high), S::splat(scale));
     // SAFETY: whole vectors inside both slices; the tail goes through a padded copy.
     unsafe {
+        let (shift, factor) = (S::splat(-high), S::splat(scale));
         for i in (0..whole).step_by(LANES) {
             let v = S::mul(S::add(S::load(x.as_ptr().add(i)), shift), factor);
             S::store(out.as_mut_ptr().add(i), S::exp(v));
