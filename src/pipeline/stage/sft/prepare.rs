@@ -317,10 +317,22 @@ impl Encoder {
 
     fn pair(&self, prompt: &str, completion: &str) -> anyhow::Result<Pair> {
         let mut tokens = self.first.clone();
-        tokens.extend(self.tokenizer.encode_between(&self.before, prompt, &self.after)?);
+        tokens.extend(self.between(prompt)?);
         let mut answer = self.tokenizer.encode(completion, Special::Plain)?;
         answer.push(self.end);
         Ok(Pair { prompt: tokens, answer })
+    }
+
+    /// The prompt in its frame, tokenised as one string, so that tokens form across the seams as they will when the model is used. A
+    /// text that spells out a control token is tokenised apart, as plain text.
+    fn between(&self, prompt: &str) -> anyhow::Result<Vec<u32>> {
+        let whole = self.tokenizer.encode(&[&self.before, prompt, &self.after].concat(), Special::Recognise)?;
+        let head = self.tokenizer.encode(&self.before, Special::Recognise)?;
+        let tail = self.tokenizer.encode(&self.after, Special::Recognise)?;
+        if self.tokenizer.controls(&whole) == self.tokenizer.controls(&[head.as_slice(), &tail].concat()) {
+            return Ok(whole);
+        }
+        Ok([head, self.tokenizer.encode(prompt, Special::Plain)?, tail].concat())
     }
 
     fn frame(&self) -> anyhow::Result<Frame> {
