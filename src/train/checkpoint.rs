@@ -49,15 +49,9 @@ pub fn to_bytes(parameters: &FlatParameters, adamw: &AdamW, state: &State) -> an
 ///
 /// # Errors
 /// The file is not a whole checkpoint, or it is one of a model with other parameters.
-pub fn restore(
-    bytes: &[u8],
-    what: &str,
-    parameters: &mut FlatParameters,
-    adamw: &mut AdamW,
-) -> anyhow::Result<State> {
-    restore_inner(bytes, parameters, adamw).with_context(|| {
-        format!("cannot continue from the checkpoint {what}; remove it to train from the start")
-    })
+pub fn restore(bytes: &[u8], what: &str, parameters: &mut FlatParameters, adamw: &mut AdamW) -> anyhow::Result<State> {
+    restore_inner(bytes, parameters, adamw)
+        .with_context(|| format!("cannot continue from the checkpoint {what}; remove it to train from the start"))
 }
 
 fn restore_inner(bytes: &[u8], parameters: &mut FlatParameters, adamw: &mut AdamW) -> anyhow::Result<State> {
@@ -138,7 +132,10 @@ impl Store {
     /// The location cannot be written; the checkpoint before it is still there then.
     pub async fn save(&self, step: u64, bytes: Bytes) -> anyhow::Result<()> {
         let name = format!("{}-{step:012}.safetensors", self.key);
-        self.directory.write(&name, bytes).await.with_context(|| format!("cannot write the checkpoint of step {step}"))?;
+        self.directory
+            .write(&name, bytes)
+            .await
+            .with_context(|| format!("cannot write the checkpoint of step {step}"))?;
         for other in self.names().await?.into_iter().filter(|n| *n != name) {
             self.directory.delete(&other).await?;
         }

@@ -53,7 +53,9 @@ fn try_blocks(
             if rest.num_rows() == 0 && *row < rows.end {
                 rest = match reader.next() {
                     Some(batch) => batch?,
-                    None => return Err(parquet::errors::ParquetError::EOF(format!("only {row} of {total} rows are there"))),
+                    None => {
+                        return Err(parquet::errors::ParquetError::EOF(format!("only {row} of {total} rows are there")));
+                    }
                 };
             }
             let take = (rest.num_rows() as u64).min(rows.end - *row) as usize;
@@ -79,7 +81,8 @@ fn reader_schema(reader: &impl arrow::array::RecordBatchReader) -> arrow::dataty
 
 /// Rows that are about [`BLOCK_BYTES`] together, by the fullest row group.
 fn batch_rows(metadata: &ParquetMetaData) -> usize {
-    let width = |g: &parquet::file::metadata::RowGroupMetaData| g.total_byte_size().max(1) as u64 / g.num_rows().max(1) as u64;
+    let width =
+        |g: &parquet::file::metadata::RowGroupMetaData| g.total_byte_size().max(1) as u64 / g.num_rows().max(1) as u64;
     let widest = metadata.row_groups().iter().map(width).max().unwrap_or(1).max(1);
     (BLOCK_BYTES / widest).clamp(1, BLOCK_ROWS) as usize
 }
