@@ -4,3 +4,4 @@
 mod engine;
 mod layers;
 mod train;
+mod yaml;
