@@ -28,7 +28,7 @@ pub use layout::Layout;
 pub use noise::tidy;
 pub use sources::Sources;
 
-use chance::{Rng, between, chance, pick, seeded, weighted};
+use chance::{Rng, between, chance, seeded, weighted};
 use clutter::{Block, Place};
 use layout::Line;
 use noise::Piece;
