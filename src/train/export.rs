@@ -35,7 +35,10 @@ pub fn write_model(
     model_config["torch_dtype"] = json!(dtype);
     write_json(&dir.join("config.json"), &model_config)?;
     let eos = if config.eos.len() == 1 { json!(config.eos[0]) } else { json!(config.eos) };
-    write_json(&dir.join("generation_config.json"), &json!({"do_sample": false, "eos_token_id": eos, "pad_token_id": 0}))?;
+    write_json(
+        &dir.join("generation_config.json"),
+        &json!({"do_sample": false, "eos_token_id": eos, "pad_token_id": 0}),
+    )?;
     let weights = Weights {
         tensors: weights.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.to_kind(kind))).collect(),
     };

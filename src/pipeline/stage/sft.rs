@@ -325,7 +325,8 @@ pub async fn run(config: &Config, cx: &StageContext) -> anyhow::Result<ModelMani
     let store = Store::new(&cx.location, &cx.output, &cx.key);
     let latest = store.latest().await?;
     let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
-    let job = Job { prepared, config: config.clone(), cx: cx.clone(), store: store.clone(), runtime: Handle::current() };
+    let job =
+        Job { prepared, config: config.clone(), cx: cx.clone(), store: store.clone(), runtime: Handle::current() };
     let target = directory.path().to_owned();
     let summary = tokio::task::spawn_blocking(move || job.train(latest, &target))
         .await
@@ -346,7 +347,11 @@ struct Job {
 }
 
 impl Job {
-    fn train(self, latest: Option<(String, bytes::Bytes)>, target: &std::path::Path) -> anyhow::Result<artifact::Summary> {
+    fn train(
+        self,
+        latest: Option<(String, bytes::Bytes)>,
+        target: &std::path::Path,
+    ) -> anyhow::Result<artifact::Summary> {
         let threads = match self.config.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
@@ -419,11 +424,8 @@ impl Hooks for StageHooks<'_> {
             (self.shown, self.in_pairs) = (0, true);
         }
         let now = ((done.min(1.0)) * 1000.0) as u64;
-        let phase = if in_pairs {
-            String::new()
-        } else {
-            format!("copy {}, ", state.curriculum.map_or(0, |c| c.length))
-        };
+        let phase =
+            if in_pairs { String::new() } else { format!("copy {}, ", state.curriculum.map_or(0, |c| c.length)) };
         let note = format!(
             "{phase}step {}, loss {:.3}, accuracy {:.4}, {:.0} tok/s",
             state.used.steps,

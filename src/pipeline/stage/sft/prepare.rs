@@ -10,8 +10,9 @@ use crate::{
     pipeline::stage::{StageContext, artifact},
     storage::manifest::Rows,
     text::{
-        chat::{ChatTemplate, Message},
+        chat::ChatTemplate,
         prompt::Prompt,
+        request,
         tokenizer::{Special, Tokenizer},
     },
     train::{
@@ -209,13 +210,7 @@ pub(super) fn adamw(config: &Config) -> AdamWOptions {
     AdamWOptions { beta1: config.beta1, beta2: config.beta2, eps: 1e-8, weight_decay: config.weight_decay }
 }
 
-fn plan(
-    config: &Config,
-    seed: u64,
-    encoder: &Encoder,
-    pairs: Vec<Pair>,
-    held_out: Vec<Pair>,
-) -> anyhow::Result<Plan> {
+fn plan(config: &Config, seed: u64, encoder: &Encoder, pairs: Vec<Pair>, held_out: Vec<Pair>) -> anyhow::Result<Plan> {
     let copy = match &config.copy_warmup {
         Some(copy) => Some(CopyPhase {
             start_length: copy.start_length,
@@ -263,10 +258,7 @@ fn plan(
 /// Texts to token pairs, in the chat template's frame. Control tokens come from the frame only, never from a document.
 struct Encoder {
     tokenizer: Tokenizer,
-    before: String,
-    after: String,
-    /// Ids that the tokenizer itself puts in front, where there is no chat template.
-    first: Vec<u32>,
+    request: request::Frame,
     end: u32,
     max_length: usize,
 }
@@ -279,22 +271,13 @@ impl Encoder {
         prompt: Option<&str>,
         max_length: usize,
     ) -> anyhow::Result<Self> {
-        let prompt = prompt.map(Prompt::parse).transpose()?;
-        let (system, before, after) = match prompt {
-            Some(Prompt { system, before, after }) => (system, before, after),
-            None => (None, String::new(), String::new()),
+        let prompt = match prompt {
+            Some(source) => Prompt::parse(source)?,
+            None => Prompt { system: None, before: String::new(), after: String::new() },
         };
         let Some(&end) = model.eos.first() else { bail!("the model's config.json names no eos_token_id") };
-        let (before, after, first) = match ChatTemplate::from_dir(dir)? {
-            Some(chat) => {
-                let earlier: Vec<Message> =
-                    system.into_iter().map(|content| Message { role: "system".to_owned(), content }).collect();
-                let (before, after) = chat.render_split(&earlier, &before, &after)?;
-                (before, after, Vec::new())
-            }
-            None => (before, after, tokenizer.affixes().0.to_vec()),
-        };
-        Ok(Self { tokenizer, before, after, first, end, max_length })
+        let request = request::Frame::new(&tokenizer, ChatTemplate::from_dir(dir)?.as_ref(), &prompt)?;
+        Ok(Self { tokenizer, request, end, max_length })
     }
 
     /// Reads a table of pairs. Rows with a NULL, and those longer than the limit, are dropped and counted.
@@ -316,18 +299,15 @@ impl Encoder {
     }
 
     fn pair(&self, prompt: &str, completion: &str) -> anyhow::Result<Pair> {
-        let mut tokens = self.first.clone();
-        tokens.extend(self.tokenizer.encode_between(&self.before, prompt, &self.after)?);
+        let tokens = self.request.request(prompt, usize::MAX)?.tokens;
         let mut answer = self.tokenizer.encode(completion, Special::Plain)?;
         answer.push(self.end);
         Ok(Pair { prompt: tokens, answer })
     }
 
     fn frame(&self) -> anyhow::Result<Frame> {
-        let mut before = self.first.clone();
-        before.extend(self.tokenizer.encode(&self.before, Special::Recognise)?);
-        let after = self.tokenizer.encode(&self.after, Special::Recognise)?;
-        Ok(Frame { before, after, end: self.end })
+        let (before, after) = self.request.ends();
+        Ok(Frame { before: before.to_vec(), after: after.to_vec(), end: self.end })
     }
 
     /// Ids that decode to some text: not the control tokens.
