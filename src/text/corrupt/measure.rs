@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::noise::tidy;
+use super::noise::{invisible, tidy};
 
 /// Counts of one or of many answers; [`Measure::add`] sums them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -70,8 +70,9 @@ pub fn measure_with(dirty: &str, clean: &str, inserted: &[impl AsRef<str>], outp
     }
 }
 
-/// Lower-cased runs of letters and digits.
+/// Lower-cased runs of letters and digits; invisible marks inside a word do not cut it.
 pub fn words(text: &str) -> Vec<String> {
+    let text: String = text.chars().filter(|c| !invisible(*c)).collect();
     text.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).map(str::to_lowercase).collect()
 }
 
@@ -112,9 +113,10 @@ pub fn inserted_lines(dirty: &str, clean: &str) -> Vec<String> {
         let rest = match held {
             Some(at) => {
                 let inner = left.remove(at);
-                let rest =
-                    line.strip_prefix(inner.as_str()).or_else(|| line.strip_suffix(inner.as_str())).unwrap_or("");
-                rest.trim_matches(|c: char| c.is_whitespace() || matches!(c, '|' | '-' | '»' | '•')).to_owned()
+                let glue = |c: char| c.is_whitespace() || matches!(c, '|' | '-' | '»' | '•');
+                let behind = line.strip_prefix(inner.as_str()).map(|rest| rest.trim_start_matches(glue));
+                let before = || line.strip_suffix(inner.as_str()).map_or("", |rest| rest.trim_end_matches(glue));
+                behind.unwrap_or_else(before).to_owned()
             }
             None => line,
         };

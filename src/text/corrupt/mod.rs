@@ -88,9 +88,15 @@ pub fn page(sources: &Sources, seed: u64) -> Page {
     last
 }
 
-/// A pair composed of one text: its paragraphs and sentences are the sources.
+/// A pair composed of one text.
 pub fn page_of(text: &str, seed: u64) -> Page {
-    page(&Sources::from_texts([text]), seed)
+    page(&sources_of(text), seed)
+}
+
+/// One text as sources: its paragraphs, sentences and short lines; with four lines or more it is also a page with its own layout.
+pub fn sources_of(text: &str) -> Sources {
+    let sources = Sources::from_texts([text]);
+    if text.lines().filter(|l| !l.trim().is_empty()).count() >= 4 { sources.with_pages([text]) } else { sources }
 }
 
 /// The text with clutter and broken white space; its own lines stay in their order. Any length.

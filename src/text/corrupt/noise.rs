@@ -34,9 +34,13 @@ impl Piece {
 
 /// White space put right: every kind of space becomes one plain space, invisible marks go, the ends are trimmed.
 pub fn tidy(line: &str) -> String {
-    let visible: String =
-        line.chars().filter(|c| !matches!(c, '\u{200b}'..='\u{200d}' | '\u{feff}' | '\u{ad}' | '\u{2060}')).collect();
+    let visible: String = line.chars().filter(|c| !invisible(*c)).collect();
     visible.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Marks without width: zero-width spaces and joiners, byte-order mark, soft hyphen.
+pub(crate) fn invisible(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200d}' | '\u{feff}' | '\u{ad}' | '\u{2060}')
 }
 
 /// The clean side.
@@ -93,7 +97,7 @@ pub(crate) fn dress(rng: &mut Rng, pieces: &mut Vec<Piece>) {
         each(rng, pieces, 0.5, |rng, text| swap_spaces(rng, text, '\t', 0.1));
     }
     if chance(rng, 0.06) {
-        each(rng, pieces, 0.6, invisible);
+        each(rng, pieces, 0.6, hide_mark);
     }
     if chance(rng, 0.4) {
         more_gaps(rng, pieces);
@@ -140,7 +144,7 @@ fn widen(rng: &mut Rng, text: String, p: f64) -> String {
     out
 }
 
-fn invisible(rng: &mut Rng, text: String) -> String {
+fn hide_mark(rng: &mut Rng, text: String) -> String {
     let mark = pick_char(rng, "\u{200b}\u{feff}\u{ad}\u{200d}");
     let at = between(rng, 0, text.chars().count());
     let mut chars: Vec<char> = text.chars().collect();
