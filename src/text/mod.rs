@@ -3,6 +3,7 @@
 pub mod chat;
 pub mod chunk;
 pub mod extract;
+pub mod lines;
 pub mod prompt;
 pub mod request;
 pub mod structure;

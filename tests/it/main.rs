@@ -1,4 +1,5 @@
 //! One integration binary; a file per area.
 #![expect(clippy::unwrap_used, reason = "a test that cannot unwrap should fail")]
 
+mod hub;
 mod layers;
