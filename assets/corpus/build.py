@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Builds the sample corpus from the hand-written pages in assets/corpus/pages/*.txt.
 
+Every page is our own invention: the people, places, shops and products in them do not exist, and nothing was copied.
+Quality is the author's own judgement and labels the training set of the quality classifier.
+
 Source format, several pages per file:
 
     %%% https://host.example/path | kind | high

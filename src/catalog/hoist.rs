@@ -63,7 +63,8 @@ impl OptimizerRule for HoistModelCalls {
         }
         let before = plan.clone();
         let names = config.alias_generator();
-        let mut hoister = Hoister { models: &self.models, names, row_ids: HashMap::new(), shown: HashMap::new(), made: 0 };
+        let mut hoister =
+            Hoister { models: &self.models, names, row_ids: HashMap::new(), shown: HashMap::new(), made: 0 };
         let plan = hoister.whole(defer(plan, names)?)?;
         // Calls that this instance has to leave (correlated subqueries) must not count as a change.
         Ok(if hoister.made > 0 { Transformed::yes(plan) } else { Transformed::no(before) })
@@ -540,9 +541,7 @@ fn within(call: &Expr, input: &Hoisted) -> bool {
 
 /// Whether some call of a join condition reads both sides.
 fn spans(condition: &Expr, left: &Hoisted, right: &Hoisted) -> bool {
-    condition
-        .exists(|e| Ok(called(e).is_some() && !within(e, left) && !within(e, right)))
-        .unwrap_or(false)
+    condition.exists(|e| Ok(called(e).is_some() && !within(e, left) && !within(e, right))).unwrap_or(false)
 }
 
 /// What happens to the generated columns of one side of a join.

@@ -26,8 +26,7 @@ use datafusion::{
     logical_expr::{LogicalPlan, UserDefinedLogicalNode},
     physical_expr::{PhysicalExpr, projection::ProjectionMapping},
     physical_plan::{
-        DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties,
-        apply_expression_roots,
+        DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PlanProperties, apply_expression_roots,
         execution_plan::{CardinalityEffect, ReplaceChildrenOptions},
         metrics::{BaselineMetrics, Count, ExecutionPlanMetricsSet, MetricBuilder, MetricsSet, Time},
         stream::RecordBatchStreamAdapter,
@@ -146,21 +145,15 @@ impl ExecutionPlan for ModelExec {
         let calls = self.calls.iter().map(fresh).collect();
         Ok(Arc::new(Self::try_new(input, calls, Arc::clone(&self.models), self.failures.clone())?))
     }
-    fn with_new_children(
-        self: Arc<Self>,
-        children: Vec<Arc<dyn ExecutionPlan>>,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
         let mode = datafusion::physical_plan::ChildrenPropertiesMode::Recompute;
         self.replace_children(children, ReplaceChildrenOptions::new(mode))
     }
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let input = self.input.execute(partition, context)?;
         let metrics = Metrics::new(&self.metrics, partition);
-        let worker = Arc::new(Worker {
-            calls: self.calls.clone(),
-            models: Arc::clone(&self.models),
-            metrics: metrics.clone(),
-        });
+        let worker =
+            Arc::new(Worker { calls: self.calls.clone(), models: Arc::clone(&self.models), metrics: metrics.clone() });
         let finish = Finish { schema: self.schema(), calls: self.calls.clone(), failures: self.failures.clone() };
         let output = rebatch(input)
             .map(move |batch| {

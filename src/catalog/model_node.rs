@@ -74,9 +74,8 @@ impl ModelNode {
     /// # Errors
     /// A generated name that the input already has.
     pub fn try_new(input: LogicalPlan, calls: Vec<ModelCall>) -> Result<Self> {
-        let generated = calls
-            .iter()
-            .map(|call| (None, Arc::new(Field::new(&call.output, call.function.return_type(), true))));
+        let generated =
+            calls.iter().map(|call| (None, Arc::new(Field::new(&call.output, call.function.return_type(), true))));
         let below = input.schema();
         let fields = below.iter().map(|(q, f)| (q.cloned(), Arc::clone(f))).chain(generated).collect();
         let schema = DFSchema::new_with_metadata(fields, below.metadata().clone())?;

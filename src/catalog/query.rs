@@ -8,15 +8,10 @@ use datafusion::{
     sql::{
         parser::{DFParser, Statement},
         resolve::resolve_table_references,
-        sqlparser::ast::{
-            self, Expr, UnaryOperator, Value, visit_expressions_mut,
-        },
+        sqlparser::ast::{self, Expr, UnaryOperator, Value, visit_expressions_mut},
     },
 };
-use std::{
-    collections::BTreeMap,
-    ops::ControlFlow,
-};
+use std::{collections::BTreeMap, ops::ControlFlow};
 
 /// Parses exactly one statement and puts the values of `$name` in.
 ///

@@ -13,7 +13,11 @@ pub fn row_local_table(plan: &LogicalPlan) -> Option<String> {
         expr.apply(|e| {
             own_rows &= !matches!(
                 e,
-                Expr::ScalarSubquery(_) | Expr::Exists(_) | Expr::InSubquery(_) | Expr::SetComparison(_) | Expr::Unnest(_)
+                Expr::ScalarSubquery(_)
+                    | Expr::Exists(_)
+                    | Expr::InSubquery(_)
+                    | Expr::SetComparison(_)
+                    | Expr::Unnest(_)
             );
             Ok(TreeNodeRecursion::Continue)
         })

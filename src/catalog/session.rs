@@ -1,5 +1,6 @@
 //! One session: registered tables, functions, parameters.
 
+pub use super::row_local::row_local_table;
 use super::{
     hoist::HoistModelCalls,
     model_exec::ModelPlanner,
@@ -7,7 +8,6 @@ use super::{
     query::{READ_ONLY, parse, sql_error, table_references},
     tables,
 };
-pub use super::row_local::row_local_table;
 use crate::{
     storage::{location::Location, manifest::DataFile},
     udf::{self, ModelFunction, model_udf::ModelUdf, models::Models},

@@ -143,7 +143,12 @@ pub(super) async fn files(ctx: &SessionContext, pattern: &str) -> Result<Arc<dyn
     let Some((location, first)) = found.first().cloned() else { bail!("{pattern} matches no data files") };
     let kind = Kind::of(&first)?;
     for (_, meta) in &found {
-        ensure!(Kind::of(meta)? == kind, "{pattern} matches files of different formats: {} and {}", first.location, meta.location);
+        ensure!(
+            Kind::of(meta)? == kind,
+            "{pattern} matches files of different formats: {} and {}",
+            first.location,
+            meta.location
+        );
     }
     let metas: Vec<ObjectMeta> = found.iter().map(|(_, meta)| meta.clone()).collect();
     match kind {
@@ -203,8 +208,9 @@ fn meta(home: &Location, file: &DataFile) -> ObjectMeta {
 /// The schema of a table without files.
 fn schema_of(manifest: &Manifest) -> Result<SchemaRef> {
     let field = |column: &crate::storage::manifest::Column| {
-        let kind = DataType::from_str(&column.kind)
-            .with_context(|| format!("table `{}`: column {} has the unknown type {}", manifest.table, column.name, column.kind))?;
+        let kind = DataType::from_str(&column.kind).with_context(|| {
+            format!("table `{}`: column {} has the unknown type {}", manifest.table, column.name, column.kind)
+        })?;
         Ok(Field::new(&column.name, kind, column.nullable))
     };
     let fields: Vec<Field> = manifest.schema.iter().map(field).collect::<Result<_>>()?;

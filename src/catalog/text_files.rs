@@ -8,9 +8,10 @@ use crate::storage::location::Location;
 use anyhow::{Context, Result, ensure};
 use arrow::{
     array::RecordBatch,
-    csv, json,
+    csv,
     datatypes::{Schema, SchemaRef},
     error::ArrowError,
+    json,
 };
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
@@ -96,12 +97,8 @@ impl TableProvider for TextTable {
     ) -> DfResult<Arc<dyn ExecutionPlan>> {
         let runs = deal(&self.files, state.config().target_partitions(), |file| file.size);
         let partition = |files| {
-            let part = Part {
-                location: self.location.clone(),
-                files,
-                format: self.format,
-                schema: Arc::clone(&self.schema),
-            };
+            let part =
+                Part { location: self.location.clone(), files, format: self.format, schema: Arc::clone(&self.schema) };
             Arc::new(part) as Arc<dyn PartitionStream>
         };
         let parts = runs.into_iter().map(partition).collect();

@@ -3,7 +3,7 @@
 
 use super::{
     plan::{Plan, Stage, Work},
-    stage::{json, sql::InputTable},
+    stage::{ingest, json, sql::InputTable},
 };
 use crate::{
     storage::{commit::TableCommit, location::Location},
@@ -31,15 +31,17 @@ pub type Known = BTreeMap<String, String>;
 /// # Errors
 /// An input that cannot be listed (a glob without a match, a bucket out of reach), a model that is not there.
 pub async fn stage_key(plan: &Plan, stage: &Stage, known: &Known, models: &Models) -> Result<StageKey> {
-    let inputs = match &stage.work {
-        Work::Ingest { path, .. } => files(path).await?,
+    let mut inputs = match &stage.work {
+        Work::Ingest { source, .. } => ingest::fingerprint(source).await?,
         _ => tables(plan, stage, known).await?,
     };
+    inputs.extend(named_files(stage).await?);
     let models = model_hashes(stage, known, models).await?;
     let params: BTreeMap<&String, serde_json::Value> = stage.params.iter().map(|(n, v)| (n, json(v))).collect();
-    let query = match &stage.work {
-        Work::Sql(query) => Some(&query.text),
-        _ => None,
+    let (query, format) = match &stage.work {
+        Work::Sql(query) => (Some(&query.text), None),
+        Work::Ingest { source, .. } => (None, Some(source.format)),
+        _ => (None, None),
     };
     let seeded = !models.is_empty() || !matches!(stage.work, Work::Ingest { .. } | Work::Sql(_));
     let facts = json!({
@@ -47,6 +49,7 @@ pub async fn stage_key(plan: &Plan, stage: &Stage, known: &Known, models: &Model
         "code": code_version(stage),
         "config": settings(stage)?,
         "query": query,
+        "format": format,
         "params": params,
         "seed": seeded.then_some(plan.seed),
         "inputs": inputs,
@@ -94,6 +97,21 @@ async fn tables(plan: &Plan, stage: &Stage, known: &Known) -> Result<BTreeMap<St
     Ok(inputs)
 }
 
+/// Files and model directories that the settings name by path.
+async fn named_files(stage: &Stage) -> Result<BTreeMap<String, String>> {
+    let mut prints = BTreeMap::new();
+    for path in stage.config.files() {
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        prints.insert(path.display().to_string(), blake3::hash(&bytes).to_hex()[..32].to_owned());
+    }
+    for path in stage.config.models().into_iter().filter(|name| !stage.models.iter().any(|m| m == name)) {
+        // What a hub's revision holds does not change; a directory may.
+        let print = if path.starts_with("hf://") { path.to_owned() } else { digest(&files(path).await?) };
+        prints.insert(path.to_owned(), print);
+    }
+    Ok(prints)
+}
+
 async fn model_hashes(stage: &Stage, known: &Known, models: &Models) -> Result<BTreeMap<String, String>> {
     let mut hashes = BTreeMap::new();
     for name in &stage.models {
@@ -106,7 +124,7 @@ async fn model_hashes(stage: &Stage, known: &Known, models: &Models) -> Result<B
     Ok(hashes)
 }
 
-/// Each file of a source with a fingerprint of name, size and time of change: cheap also where the files are large.
+/// Each file below a path with a fingerprint of name, size and time of change: cheap also where the files are large.
 async fn files(path: &str) -> Result<BTreeMap<String, String>> {
     let found = Location::expand(path).await?;
     Ok(found

@@ -1,5 +1,6 @@
 //! Pipelines: YAML → spec (raw, with locations) → plan (validated) → run. Stages live in [`stage`].
 
+pub mod assets;
 pub mod graph;
 pub mod key;
 pub mod plan;

@@ -8,14 +8,16 @@ use super::{
     spec::{Located, Spec, StageSpec, Yields},
     sqlscan::{self, Scan},
     stage::{
-        StageConfig, fasttext, ingest, sft,
+        StageConfig, fasttext,
+        ingest::{self, Paths, SourceSpec},
+        sft,
         sql::{self, InputTable, Query},
         tokenizer,
     },
     yaml::{
         node::Value,
         problem::{Place, Problems, suggest},
-        set::unset,
+        set::{Assignment, unset},
     },
 };
 use crate::{
@@ -65,7 +67,7 @@ pub struct Stage {
 /// What a stage does.
 #[derive(Debug)]
 pub enum Work {
-    Ingest { config: ingest::Config, path: String },
+    Ingest { config: ingest::Config, source: SourceSpec },
     Sql(Query),
     Sft(sft::Config),
     Tokenizer(tokenizer::Config),
@@ -124,6 +126,24 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Parameters for a query that belongs to no pipeline, from `--set name=value` arguments.
+    ///
+    /// # Errors
+    /// Arguments that are not `name=value`.
+    pub fn params_alone(set: &[String]) -> Result<BTreeMap<String, ScalarValue>, Problems> {
+        let mut problems = Problems::default();
+        let mut params = BTreeMap::new();
+        for argument in set {
+            let Some(Assignment { path, value }) = Assignment::parse(argument, &mut problems) else { continue };
+            match (&path[..], scalar(&value.value)) {
+                ([name], Some(value)) => drop(params.insert(name.clone(), value)),
+                ([_], None) => problems.add(&value.at, "the value must be a number, a text or `true`/`false`"),
+                _ => problems.add(&value.at, "without --pipeline, write --set name=value"),
+            }
+        }
+        problems.or(params)
+    }
+
     /// The stage of that name.
     pub fn stage(&self, name: &str) -> Option<usize> {
         self.stages.iter().position(|stage| stage.name == name)
@@ -170,22 +190,23 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     fn params(&self) -> BTreeMap<String, ScalarValue> {
-        let values = self.spec.params.iter().filter_map(|(name, node)| {
-            let value = match &node.value {
-                Value::Bool(b) => ScalarValue::Boolean(Some(*b)),
-                Value::Int(n) => ScalarValue::Int64(Some(*n)),
-                Value::Float(n) => ScalarValue::Float64(Some(*n)),
-                Value::Text(t) => ScalarValue::Utf8(Some(t.clone())),
-                Value::Null | Value::List(_) | Value::Map(_) | Value::Hole => return None,
-            };
-            Some((name.clone(), value))
-        });
+        let values = self.spec.params.iter().filter_map(|(name, node)| Some((name.clone(), scalar(&node.value)?)));
         let seed = i64::try_from(self.spec.seed).unwrap_or(i64::MAX);
         values.chain([("seed".to_owned(), ScalarValue::Int64(Some(seed)))]).collect()
     }
 
     fn maker(&self, name: &str, yields: Yields) -> Option<usize> {
         self.spec.stages.iter().position(|s| s.name.value == name && s.yields == yields)
+    }
+
+    /// Where the model of a stage will be; a fastText classifier is a file in its directory.
+    fn made_path(&self, name: &str) -> String {
+        let directory = self.location.join(&format!("models/{name}")).to_string();
+        let stage = self.maker(name, Yields::Model).and_then(|i| self.spec.stages[i].config.as_ref());
+        match stage {
+            Some(StageConfig::Fasttext(_)) => format!("{directory}/{}", fasttext::FILE),
+            _ => directory,
+        }
     }
 
     /// The entries of `models:` with paths resolved, and the models that stages make.
@@ -203,7 +224,7 @@ impl Builder<'_> {
                 ModelSpec::Fasttext(classifier) => &mut classifier.path,
             };
             match made {
-                Some(_) if path.is_empty() => *path = self.location.join(&format!("models/{name}")).to_string(),
+                Some(_) if path.is_empty() => *path = self.made_path(name),
                 Some(line) => {
                     let message =
                         format!("`{name}` is also made by the stage in line {line}; remove `path` here or rename one");
@@ -216,7 +237,7 @@ impl Builder<'_> {
         }
         for stage in self.spec.stages.iter().filter(|s| s.yields == Yields::Model) {
             let name = &stage.name.value;
-            let path = self.location.join(&format!("models/{name}")).to_string();
+            let path = self.made_path(name);
             let spec = match &stage.config {
                 Some(StageConfig::Fasttext(_)) => ModelSpec::Fasttext(FastTextSpec { path }),
                 _ => ModelSpec::CausalLm(CausalLmSpec { path, ..CausalLmSpec::default() }),
@@ -322,7 +343,7 @@ impl Builder<'_> {
                 refs.iter().map(|(n, _)| n.clone()).collect::<BTreeSet<_>>().into_iter().collect()
             };
             let work = self.work(stage, scanned.as_ref(), external);
-            stages.push(stage.config.clone().zip(work).map(|(config, work)| Stage {
+            stages.push(self.resolved(stage).zip(work).map(|(config, work)| Stage {
                 name: stage.name.value.clone(),
                 yields: stage.yields,
                 work,
@@ -343,8 +364,8 @@ impl Builder<'_> {
         let config = stage.config.as_ref();
         let mut tables: Vec<_> =
             config.iter().flat_map(|c| c.tables()).map(|name| (name.to_owned(), at(name))).collect();
-        let mut models: Vec<_> =
-            config.iter().flat_map(|c| c.models()).map(|name| (name.to_owned(), at(name))).collect();
+        let named = config.iter().flat_map(|c| c.models()).filter(|name| !self.is_model_path(name));
+        let mut models: Vec<_> = named.map(|name| (name.to_owned(), at(name))).collect();
         if let Some(Scanned { scan, place, .. }) = scanned {
             tables.extend(scan.tables.iter().map(|t| (t.name.clone(), place(t.line, t.column))));
             for call in &scan.calls {
@@ -361,6 +382,12 @@ impl Builder<'_> {
             }
         }
         (tables, models)
+    }
+
+    /// A trainer's model that no entry and no stage gives, and that looks like a path.
+    fn is_model_path(&self, name: &str) -> bool {
+        let known = self.spec.models.contains_key(name) || self.maker(name, Yields::Model).is_some();
+        !known && (name.contains('/') || there(&resolve(self.file, name)))
     }
 
     fn check_table(&mut self, name: &str, at: &Place, external: &BTreeMap<String, InputTable>) {
@@ -409,6 +436,13 @@ impl Builder<'_> {
         bound
     }
 
+    /// The settings with their paths resolved.
+    fn resolved(&self, stage: &StageSpec) -> Option<StageConfig> {
+        let mut config = stage.config.clone()?;
+        config.resolve(|name| !self.is_model_path(name), |path| resolve(self.file, path));
+        Some(config)
+    }
+
     fn needs(&self, tables: &[(String, Place)], models: &[(String, Place)]) -> Vec<usize> {
         let tables = tables.iter().filter_map(|(name, _)| self.maker(name, Yields::Table));
         let models = models.iter().filter_map(|(name, _)| self.maker(name, Yields::Model));
@@ -421,7 +455,7 @@ impl Builder<'_> {
         scanned: Option<&Scanned>,
         external: &BTreeMap<String, InputTable>,
     ) -> Option<Work> {
-        Some(match stage.config.clone()? {
+        Some(match self.resolved(stage)? {
             StageConfig::Ingest(config) => {
                 let Some(source) = self.spec.sources.get(&config.source) else {
                     let known: Vec<&String> = self.spec.sources.keys().collect();
@@ -434,13 +468,22 @@ impl Builder<'_> {
                     self.problems.add(at, message);
                     return None;
                 };
-                Work::Ingest { config, path: resolve(self.file, &source.value.path) }
+                Work::Ingest { config, source: self.source(source.value.as_ref()?) }
             }
             StageConfig::Sql(config) => Work::Sql(self.query(scanned?, &config, external)),
             StageConfig::Sft(config) => Work::Sft(config),
             StageConfig::Tokenizer(config) => Work::Tokenizer(config),
             StageConfig::Fasttext(config) => Work::Fasttext(config),
         })
+    }
+
+    /// The source with its paths resolved.
+    fn source(&self, source: &SourceSpec) -> SourceSpec {
+        let path = match &source.path {
+            Paths::One(path) => Paths::One(resolve(self.file, path)),
+            Paths::Many(paths) => Paths::Many(paths.iter().map(|path| resolve(self.file, path)).collect()),
+        };
+        SourceSpec { path, ..source.clone() }
     }
 
     fn query(&self, scanned: &Scanned, config: &sql::Config, external: &BTreeMap<String, InputTable>) -> Query {
@@ -485,6 +528,17 @@ impl Builder<'_> {
     }
 }
 
+/// A YAML value as SQL sees it.
+fn scalar(value: &Value) -> Option<ScalarValue> {
+    match value {
+        Value::Bool(b) => Some(ScalarValue::Boolean(Some(*b))),
+        Value::Int(n) => Some(ScalarValue::Int64(Some(*n))),
+        Value::Float(n) => Some(ScalarValue::Float64(Some(*n))),
+        Value::Text(t) => Some(ScalarValue::Utf8(Some(t.clone()))),
+        Value::Null | Value::List(_) | Value::Map(_) | Value::Hole => None,
+    }
+}
+
 fn io_reason(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::NotFound => "there is no such file".into(),
@@ -495,14 +549,23 @@ fn io_reason(error: &std::io::Error) -> String {
 
 /// A table directory with a manifest, else files.
 pub async fn external_table(path: &str) -> InputTable {
-    let trimmed = path.trim_end_matches('/');
-    if let Some((parent, table)) = trimmed.rsplit_once('/').or(Some((".", trimmed)))
-        && let Ok(location) = Location::parse(if parent.is_empty() { "/" } else { parent })
-        && let Ok(Some(_)) = TableCommit::manifest(&location, table).await
+    let (parent, table) = split_table(path);
+    if let Ok(location) = Location::parse(&parent)
+        && let Ok(Some(_)) = TableCommit::manifest(&location, &table).await
     {
-        return InputTable::Managed { location, table: table.to_owned() };
+        return InputTable::Managed { location, table };
     }
     InputTable::Files(path.to_owned())
+}
+
+/// A table directory's location and its name there.
+pub fn split_table(path: &str) -> (String, String) {
+    let trimmed = path.trim_end_matches('/');
+    match trimmed.rsplit_once('/') {
+        Some(("", table)) => ("/".to_owned(), table.to_owned()),
+        Some((parent, table)) => (parent.to_owned(), table.to_owned()),
+        None => (".".to_owned(), trimmed.to_owned()),
+    }
 }
 
 /// A path or glob as the rule at the top of this file has it.

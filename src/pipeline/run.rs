@@ -12,12 +12,12 @@ use crate::{
     storage::{
         commit::TableCommit,
         location::Location,
-        manifest::{MANIFEST, Manifest},
+        manifest::{Cost, MANIFEST, Manifest, ModelManifest, Rows},
     },
     udf::models::Models,
 };
 use anyhow::{Context, Result, bail};
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc};
 use tokio_util::sync::CancellationToken;
 
 /// Which stages, beyond what has changed.
@@ -37,7 +37,7 @@ pub struct Scheduled {
     pub key: StageKey,
     pub action: Action,
     /// The output of a former run, whatever its key.
-    pub former: Option<Manifest>,
+    pub former: Option<Made>,
     /// Rows that the stage will read, where they are known before it runs.
     pub rows_in: Option<u64>,
 }
@@ -67,7 +67,77 @@ pub struct Outcome {
     pub name: String,
     pub yields: Yields,
     pub skipped: bool,
-    pub manifest: Manifest,
+    pub made: Made,
+}
+
+/// What a finished stage left: the manifest of its table or model.
+#[derive(Debug, Clone)]
+pub enum Made {
+    Table(Manifest),
+    Model(ModelManifest),
+}
+
+impl Made {
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Table(m) => &m.key,
+            Self::Model(m) => &m.key,
+        }
+    }
+    pub fn rows(&self) -> Rows {
+        match self {
+            Self::Table(m) => m.rows,
+            Self::Model(m) => m.rows,
+        }
+    }
+    pub fn cost(&self) -> Cost {
+        match self {
+            Self::Table(m) => m.cost,
+            Self::Model(m) => m.cost,
+        }
+    }
+    fn code_version(&self) -> &str {
+        match self {
+            Self::Table(m) => &m.code_version,
+            Self::Model(m) => &m.code_version,
+        }
+    }
+    fn inputs(&self) -> &BTreeMap<String, String> {
+        match self {
+            Self::Table(m) => &m.inputs,
+            Self::Model(m) => &m.inputs,
+        }
+    }
+    fn models(&self) -> &BTreeMap<String, String> {
+        match self {
+            Self::Table(m) => &m.models,
+            Self::Model(m) => &m.models,
+        }
+    }
+    fn table(&self) -> Option<&Manifest> {
+        match self {
+            Self::Table(m) => Some(m),
+            Self::Model(_) => None,
+        }
+    }
+}
+
+/// The output of a stage, if there is a finished one, whatever its key.
+///
+/// # Errors
+/// The location cannot be read, or the manifest is not ours.
+pub async fn made(plan: &Plan, stage: &Stage) -> Result<Option<Made>> {
+    match stage.yields {
+        Yields::Table => Ok(TableCommit::manifest(&plan.location, &stage.name).await?.map(Made::Table)),
+        Yields::Model => {
+            let directory = home(plan, stage).join(&stage.name);
+            let Some(bytes) = directory.read(MANIFEST).await? else { return Ok(None) };
+            let manifest = serde_json::from_slice(&bytes).with_context(|| {
+                format!("{directory}/{MANIFEST} is not a manifest of this program; remove {directory}")
+            })?;
+            Ok(Some(Made::Model(manifest)))
+        }
+    }
 }
 
 /// Where a stage's output lies: the directory above it.
@@ -92,11 +162,11 @@ pub async fn schedule(plan: &Plan, models: &Models, selection: &Selection) -> Re
     let mut kept: BTreeMap<String, u64> = BTreeMap::new();
     let mut scheduled = Vec::new();
     for (i, stage) in plan.stages.iter().enumerate() {
-        let former = TableCommit::manifest(&home(plan, stage), &stage.name).await?;
+        let former = made(plan, stage).await?;
         if only.is_some_and(|only| only != i) {
             if let Some(manifest) = &former {
-                known.insert(stage.name.clone(), manifest.key.clone());
-                kept.insert(stage.name.clone(), manifest.rows.kept);
+                known.insert(stage.name.clone(), manifest.key().to_owned());
+                kept.insert(stage.name.clone(), manifest.rows().kept);
             }
             continue;
         }
@@ -108,13 +178,13 @@ pub async fn schedule(plan: &Plan, models: &Models, selection: &Selection) -> Re
             _ if forced.contains(&i) => Action::Run("forced".into()),
             _ if redo[i] && only.is_none() => Action::Run(because_of(plan, stage, &redo)),
             None => Action::Run("not made yet".into()),
-            Some(manifest) if manifest.key == key.key => Action::Skip,
+            Some(manifest) if manifest.key() == key.key => Action::Skip,
             Some(manifest) => Action::Run(changed(stage, manifest, &key)),
         };
         known.insert(stage.name.clone(), key.key.clone());
         let rows_in = stage.tables.first().and_then(|name| kept.get(name).copied());
         if let (Action::Skip, Some(manifest)) = (&action, &former) {
-            kept.insert(stage.name.clone(), manifest.rows.kept);
+            kept.insert(stage.name.clone(), manifest.rows().kept);
         }
         scheduled.push(Scheduled { stage: i, key, action, former, rows_in });
     }
@@ -143,26 +213,27 @@ fn because_of(plan: &Plan, stage: &Stage, redo: &[bool]) -> String {
 }
 
 /// What differs from the run that made the finished output.
-fn changed(stage: &Stage, former: &Manifest, key: &StageKey) -> String {
+fn changed(stage: &Stage, former: &Made, key: &StageKey) -> String {
     let mut causes = Vec::new();
-    if former.code_version != code_version(stage) {
+    if former.code_version() != code_version(stage) {
         causes.push("the program".to_owned());
     }
     let names = |old: &BTreeMap<String, String>, new: &BTreeMap<String, String>| -> Vec<String> {
         let all: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
         all.into_iter().filter(|name| old.get(*name) != new.get(*name)).cloned().collect()
     };
-    let inputs = names(&former.inputs, &key.inputs);
+    let inputs = names(former.inputs(), &key.inputs);
     match (inputs.len(), &stage.work) {
         (0, _) => {}
         (1, _) => causes.push(format!("the input `{}`", inputs[0])),
         (n, Work::Ingest { .. }) => causes.push(format!("{n} input files")),
         _ => causes.push(format!("the inputs `{}`", inputs.join("`, `"))),
     }
-    causes.extend(names(&former.models, &key.models).into_iter().map(|name| format!("the model `{name}`")));
+    causes.extend(names(former.models(), &key.models).into_iter().map(|name| format!("the model `{name}`")));
     let params: BTreeMap<String, serde_json::Value> = stage.params.iter().map(|(n, v)| (n.clone(), json(v))).collect();
+    let old = former.table().map(|m| m.params.clone()).unwrap_or_default();
     for (name, value) in &params {
-        match former.params.get(name) {
+        match old.get(name) {
             Some(old) if old == value => {}
             Some(old) => causes.push(format!("`{name}` from {old} to {value}")),
             None => causes.push(format!("`{name}`")),
@@ -196,11 +267,11 @@ pub async fn run(
             _ => run_stage(plan, item, models, progress, cancel).await,
         };
         match result {
-            Ok(manifest) => {
+            Ok(made) => {
                 if !skipped {
-                    progress.end(&stage.name, Some(&manifest));
+                    progress.end(&stage.name, made.table());
                 }
-                report.stages.push(Outcome { name: stage.name.clone(), yields: stage.yields, skipped, manifest });
+                report.stages.push(Outcome { name: stage.name.clone(), yields: stage.yields, skipped, made });
             }
             Err(error) => {
                 progress.end(&stage.name, None);
@@ -217,28 +288,27 @@ pub async fn run(
 /// that looks finished beside inputs that were made anew.
 async fn clear_forced(plan: &Plan, schedule: &[Scheduled]) -> Result<()> {
     for item in schedule.iter().rev() {
-        let same_key = item.former.as_ref().is_some_and(|m| m.key == item.key.key);
+        let same_key = item.former.as_ref().is_some_and(|m| m.key() == item.key.key);
         let unfinished_forced = item.action == Action::Run("forced".into());
         if item.action != Action::Skip && (same_key || unfinished_forced) {
             let stage = &plan.stages[item.stage];
-            clear(&home(plan, stage).join(&stage.name)).await.with_context(|| format!("removing `{}`", stage.name))?;
+            clear(plan, stage).await.with_context(|| format!("removing `{}`", stage.name))?;
         }
     }
     Ok(())
 }
 
-/// Removes everything below a directory, the manifest first.
-async fn clear(directory: &Location) -> Result<()> {
-    let files = directory.list().await?;
-    let below = format!("{}/", directory.child(""));
-    let mut names: Vec<String> = files
-        .iter()
-        .map(|meta| meta.location.to_string())
-        .map(|path| path.strip_prefix(below.trim_start_matches('/')).unwrap_or(&path).to_owned())
-        .collect();
-    names.sort_by_key(|name| name != MANIFEST);
-    for name in names {
-        directory.delete(&name).await?;
+/// Removes an output, the manifest first.
+async fn clear(plan: &Plan, stage: &Stage) -> Result<()> {
+    if stage.yields == Yields::Table {
+        return TableCommit::remove(&plan.location, &stage.name).await;
+    }
+    let directory = home(plan, stage).join(&stage.name);
+    directory.delete(MANIFEST).await?;
+    for file in directory.list().await? {
+        if let Some(name) = file.location.filename() {
+            directory.delete(name).await?;
+        }
     }
     Ok(())
 }
@@ -249,7 +319,7 @@ async fn run_stage(
     models: &Arc<Models>,
     progress: &Arc<dyn Progress>,
     cancel: &CancellationToken,
-) -> Result<Manifest> {
+) -> Result<Made> {
     let stage = &plan.stages[item.stage];
     let cx = StageContext {
         location: plan.location.clone(),
@@ -264,22 +334,11 @@ async fn run_stage(
         model_hashes: item.key.models.clone(),
         code_version: code_version(stage),
     };
-    let start = Instant::now();
-    match &stage.work {
-        Work::Ingest { config, path } => return ingest::run(config, path, &cx).await,
-        Work::Sql(query) => return sql::run(query, &cx).await,
-        Work::Sft(config) => sft::run(config, &cx).await?,
-        Work::Tokenizer(config) => tokenizer::run(config, &cx).await?,
-        Work::Fasttext(config) => fasttext::run(config, &cx).await?,
-    }
-    record_model(plan, stage, &cx, start).await
-}
-
-/// A model is finished when its `_manifest.json` is there, as a table is.
-async fn record_model(plan: &Plan, stage: &Stage, cx: &StageContext, start: Instant) -> Result<Manifest> {
-    let mut manifest = Manifest::describe(cx);
-    manifest.cost.wall_seconds = start.elapsed().as_secs_f64();
-    let bytes = serde_json::to_vec_pretty(&manifest)?;
-    home(plan, stage).join(&stage.name).write(MANIFEST, bytes.into()).await?;
-    Ok(manifest)
+    Ok(match &stage.work {
+        Work::Ingest { config, source } => Made::Table(ingest::run(config, source, &cx).await?),
+        Work::Sql(query) => Made::Table(sql::run(query, &cx).await?),
+        Work::Sft(config) => Made::Model(sft::run(config, &cx).await?),
+        Work::Tokenizer(config) => Made::Model(tokenizer::run(config, &cx).await?),
+        Work::Fasttext(config) => Made::Model(fasttext::run(config, &cx).await?),
+    })
 }

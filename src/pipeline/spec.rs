@@ -2,7 +2,11 @@
 //! checked in [`super::plan`].
 
 use super::{
-    stage::{StageConfig, fasttext, ingest, sft, sql, tokenizer},
+    stage::{
+        StageConfig, fasttext,
+        ingest::{self, SourceSpec},
+        sft, sql, tokenizer,
+    },
     yaml::{
         decode::decode,
         node::{Entry, Node, Value},
@@ -11,7 +15,6 @@ use super::{
     },
 };
 use crate::udf::models::{CausalLmSpec, FastTextSpec, ModelSpec};
-use serde::Deserialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -40,18 +43,11 @@ pub struct Spec {
     pub undeclared: BTreeMap<String, Place>,
     /// None where the entry is faulty (already reported).
     pub models: BTreeMap<String, Located<Option<ModelSpec>>>,
-    pub sources: BTreeMap<String, Located<SourceSpec>>,
+    /// None where the entry is faulty (already reported).
+    pub sources: BTreeMap<String, Located<Option<SourceSpec>>>,
     /// Tables made elsewhere: name → path.
     pub tables: BTreeMap<String, Located<String>>,
     pub stages: Vec<StageSpec>,
-}
-
-/// One entry of `sources:`. A text alone is short for `{ path: text }`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SourceSpec {
-    /// File, directory or glob, local or `s3://`.
-    pub path: String,
 }
 
 /// What a stage yields.
@@ -325,16 +321,15 @@ fn model(name: &str, node: &Node, problems: &mut Problems) -> Option<ModelSpec> 
     }
 }
 
-fn sources(tree: &Node, problems: &mut Problems) -> BTreeMap<String, Located<SourceSpec>> {
+fn sources(tree: &Node, problems: &mut Problems) -> BTreeMap<String, Located<Option<SourceSpec>>> {
     let mut found = BTreeMap::new();
     for entry in section(tree, "sources", "source", problems) {
-        let spec = match &entry.value.value {
-            Value::Text(path) => SourceSpec { path: path.clone() },
-            Value::Hole => SourceSpec { path: String::new() },
-            // A faulty entry still gives its name, so that stages that use it are not reported as well.
-            _ => decode(&entry.value, problems).unwrap_or(SourceSpec { path: String::new() }),
+        let value = match &entry.value.value {
+            Value::Text(path) => Some(SourceSpec::from(path.as_str())),
+            Value::Hole => None,
+            _ => decode(&entry.value, problems),
         };
-        found.insert(entry.key.clone(), Located { value: spec, at: entry.key_at.clone() });
+        found.insert(entry.key.clone(), Located { value, at: entry.key_at.clone() });
     }
     found
 }
@@ -457,6 +452,9 @@ fn config_of(entry: &Entry, problems: &mut Problems) -> Option<StageConfig> {
         "ingest" => {
             if short {
                 place("source", &mut node);
+            }
+            if matches!(node.value, Value::Map(_)) && node.get("source").is_none() {
+                problems.add(&node.at, "the key `source` is missing; name an entry of `sources:`");
             }
             decode::<ingest::Config>(&node, problems).map(StageConfig::Ingest)
         }

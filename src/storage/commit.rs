@@ -39,6 +39,12 @@ pub struct FragmentRecord {
     pub input: u64,
     pub kept: u64,
     pub failed: u64,
+    /// Rows read that are neither kept nor failed.
+    #[serde(default)]
+    pub dropped: u64,
+    /// Rows kept or failed beyond those read.
+    #[serde(default)]
+    pub created: u64,
     /// The data file, relative to the table directory. One without rows may be gone from a published table.
     pub file: Option<DataFile>,
     /// Relative to `<location>/failed/`.
@@ -87,11 +93,11 @@ impl Table {
     }
 }
 
-/// A table being written.
-#[derive(Debug)]
+/// A table being written. Clones are the same table, for tasks that write fragments at the same time.
+#[derive(Debug, Clone)]
 pub struct TableCommit {
     table: Arc<Table>,
-    former: BTreeMap<String, FragmentRecord>,
+    former: Arc<BTreeMap<String, FragmentRecord>>,
 }
 
 impl TableCommit {
@@ -136,7 +142,7 @@ impl TableCommit {
         let finished = Mutex::new(former.clone());
         let (name, key) = (table.to_owned(), key.to_owned());
         let table = Arc::new(Table { name, key, dir, failed_dir, finished, schema: Mutex::default(), _lock: lock });
-        Ok(Self { table, former })
+        Ok(Self { table, former: Arc::new(former) })
     }
 
     /// Removes a table, manifest first, so that it is made anew whatever its key.
@@ -154,14 +160,15 @@ impl TableCommit {
         self.former.get(fragment)
     }
 
-    /// Sums of all fragments finished so far, by this run and former ones. `dropped` and `created` are the caller's to know.
+    /// Sums of all fragments finished so far, by this run and former ones.
     pub fn totals(&self) -> Rows {
         let finished = self.table.finished.lock().unwrap_or_else(PoisonError::into_inner);
         finished.values().fold(Rows::default(), |sum, r| Rows {
             input: sum.input + r.input,
             kept: sum.kept + r.kept,
             failed: sum.failed + r.failed,
-            ..sum
+            dropped: sum.dropped + r.dropped,
+            created: sum.created + r.created,
         })
     }
 
@@ -178,20 +185,24 @@ impl TableCommit {
 
     /// Writes the manifest from all records (files in fragment order) and the given facts; checks the row arithmetic.
     ///
-    /// Of `manifest`, table, key, input, kept and failed rows, files and cost are filled in here, and the schema if it is empty.
-    /// `rows.dropped` and `rows.created` are taken as given.
+    /// Of `manifest`, table, key, rows, files and cost are filled in here, and the schema if it is empty. A caller that knows how many
+    /// rows were dropped or created gives `rows.dropped` and `rows.created`; where both are 0 each fragment's own difference counts.
     pub async fn publish(self, mut manifest: Manifest) -> anyhow::Result<Manifest> {
         let Table { name, key, dir, .. } = &*self.table;
-        let given = manifest.rows;
-        manifest.rows = Rows { dropped: given.dropped, created: given.created, ..self.totals() };
-        if !manifest.rows.adds_up() {
+        let Rows { dropped, created, .. } = manifest.rows;
+        manifest.rows = match self.totals() {
+            counted if dropped == 0 && created == 0 => counted,
+            counted => Rows { dropped, created, ..counted },
+        };
+        let records = self.table.finished.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let written: u64 = records.values().filter_map(|r| r.file.as_ref()).map(|f| f.rows).sum();
+        if !manifest.rows.adds_up() || written != manifest.rows.kept {
             let Rows { input, kept, dropped, failed, created } = manifest.rows;
             bail!(
                 "table `{name}` is not published, its rows do not add up: input {input} + created {created} is not kept {kept} + \
-                 dropped {dropped} + failed {failed}; this is a fault of the program, the fragments are kept in {dir}"
+                 dropped {dropped} + failed {failed}, with {written} rows in files; the fragments are kept in {dir}"
             );
         }
-        let records = self.table.finished.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (files, superfluous) = data_files(&records);
         remove(dir, superfluous).await?;
         manifest.files = files;
@@ -210,7 +221,8 @@ impl TableCommit {
 
 /// Files with rows, in order, and the names of those without. A table without rows keeps one file: it shows the columns.
 fn data_files(records: &BTreeMap<String, FragmentRecord>) -> (Vec<DataFile>, Vec<String>) {
-    let (mut full, mut empty): (Vec<_>, Vec<_>) = records.values().filter_map(|r| r.file.clone()).partition(|f| f.rows > 0);
+    let (mut full, mut empty): (Vec<_>, Vec<_>) =
+        records.values().filter_map(|r| r.file.clone()).partition(|f| f.rows > 0);
     if full.is_empty() && !empty.is_empty() {
         full.push(empty.remove(0));
     }
@@ -227,11 +239,6 @@ fn cost(given: Cost, input: u64, records: &BTreeMap<String, FragmentRecord>) -> 
         output_tokens,
         tokens_per_second: rate(output_tokens),
         peak_memory_bytes: given.peak_memory_bytes.max(peak_memory()),
-    }
-    /// Stub until branch storage is merged.
-    pub async fn finish_with(self, input: u64, output_tokens: u64) -> anyhow::Result<FragmentRecord> {
-        let _ = (input, output_tokens);
-        todo!()
     }
 }
 
@@ -260,7 +267,10 @@ pub fn check_name(table: &str) -> anyhow::Result<()> {
         && table.len() <= 100
         && table.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     if !plain {
-        bail!("`{}` is not a table name: use letters, digits and `_`, a letter first, 100 at most", table.escape_debug());
+        bail!(
+            "`{}` is not a table name: use letters, digits and `_`, a letter first, 100 at most",
+            table.escape_debug()
+        );
     }
     if matches!(table, "failed" | "models") {
         bail!("`{table}` is not free as a table name: the directory of that name holds something else");
@@ -293,7 +303,9 @@ async fn try_lock(dir: PathBuf) -> anyhow::Result<Option<File>> {
             // Some network file systems have no locks: go on without.
             Err(TryLockError::Error(e)) => tracing::debug!("{}: no lock: {e}", path.display()),
         }
-        let note = file.set_len(0).and_then(|()| std::io::Write::write_all(&mut file, std::process::id().to_string().as_bytes()));
+        let note = file
+            .set_len(0)
+            .and_then(|()| std::io::Write::write_all(&mut file, std::process::id().to_string().as_bytes()));
         // The process id only serves the message above.
         note.unwrap_or_else(|e| tracing::debug!("{}: {e}", path.display()));
         Ok(Some(file))
@@ -362,12 +374,15 @@ impl Present {
     }
 
     /// Removes unfinished and unrecorded files.
-    async fn sweep(&self, dir: &Location, failed_dir: &Location, records: &BTreeMap<String, FragmentRecord>) -> anyhow::Result<()> {
+    async fn sweep(
+        &self,
+        dir: &Location,
+        failed_dir: &Location,
+        records: &BTreeMap<String, FragmentRecord>,
+    ) -> anyhow::Result<()> {
         let known: HashSet<&str> =
             records.values().flat_map(|r| [&r.file, &r.failed_file]).flatten().map(|f| f.path.as_str()).collect();
-        let stray = |n: &&String| {
-            n.ends_with(TEMPORARY) || (n.ends_with(".parquet") && !known.contains(n.as_str()))
-        };
+        let stray = |n: &&String| n.ends_with(TEMPORARY) || (n.ends_with(".parquet") && !known.contains(n.as_str()));
         let data = self.data.keys().filter(|n| n.starts_with("part-") || n.starts_with('.')).filter(stray).cloned();
         remove(dir, data.collect()).await?;
         remove(failed_dir, self.failed.keys().filter(stray).cloned().collect()).await?;

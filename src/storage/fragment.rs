@@ -156,21 +156,21 @@ impl ParquetSink {
             let ended = upload.shutdown().await;
             self.upload = None;
             if let Err(e) = ended {
-                self.arrived(bytes, e).await?;
+                arrived(&self.dir, &self.name, bytes, e).await?;
             }
         }
         Ok(DataFile { path: self.name.clone(), rows: self.rows, bytes })
     }
+}
 
-    /// An upload whose last answer was lost may have arrived: the server then knows no such upload any more, but has the object.
-    async fn arrived(&self, bytes: u64, error: std::io::Error) -> anyhow::Result<()> {
-        let path = self.dir.child(&self.name);
-        if self.dir.store.head(&path).await.is_ok_and(|meta| meta.size == bytes) {
-            return Ok(());
-        }
-        let error = object_store::Error::Generic { store: "S3", source: Box::new(error) };
-        Err(self.dir.explain(&format!("finishing the upload of {path}"), &error))
+/// An upload whose last answer was lost may have arrived: the server then knows no such upload any more, but has the object.
+async fn arrived(dir: &Location, name: &str, bytes: u64, error: std::io::Error) -> anyhow::Result<()> {
+    let path = dir.child(name);
+    if dir.store.head(&path).await.is_ok_and(|meta| meta.size == bytes) {
+        return Ok(());
     }
+    let error = object_store::Error::Generic { store: "S3", source: Box::new(error) };
+    Err(dir.explain(&format!("finishing the upload of {path}"), &error))
 }
 
 impl Drop for ParquetSink {
@@ -223,6 +223,12 @@ impl FragmentWriter {
         self.last = true;
     }
 
+    /// [`FragmentWriter::finish`] with the number of tokens that models made for the fragment.
+    pub async fn finish_with(mut self, input: u64, output_tokens: u64) -> anyhow::Result<FragmentRecord> {
+        self.output_tokens += output_tokens;
+        self.finish(input).await
+    }
+
     /// Closes the file, makes it final, writes the record. `input` is the number of rows read.
     pub async fn finish(self, input: u64) -> anyhow::Result<FragmentRecord> {
         let Self { table, id, sink, failed, output_tokens, last, begun, begun_at } = self;
@@ -231,11 +237,14 @@ impl FragmentWriter {
             true => None,
             false => Some(write_failed(&table, &id, &failed).await?),
         };
+        let out = file.rows + failed.len() as u64;
         let record = FragmentRecord {
             key: table.key.clone(),
             input,
             kept: file.rows,
             failed: failed.len() as u64,
+            dropped: input.saturating_sub(out),
+            created: out.saturating_sub(input),
             file: Some(file),
             failed_file,
             wall_seconds: begun.elapsed().as_secs_f64(),

@@ -16,7 +16,7 @@ use std::{
     io::{Error, Read},
     os::unix::fs::FileExt,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 use tokio::{runtime::Handle, task::JoinHandle};
 
@@ -28,11 +28,29 @@ const KEPT_CHUNKS: usize = 8;
 /// A file as it was listed.
 #[derive(Debug, Clone)]
 pub struct SourceFile {
+    /// Where the file is.
     pub location: Location,
+    /// Its size and version.
     pub meta: ObjectMeta,
+    trouble: Arc<OnceLock<String>>,
 }
 
 impl SourceFile {
+    /// A file with the version to be read.
+    pub fn new(location: Location, meta: ObjectMeta) -> Self {
+        Self { location, meta, trouble: Arc::default() }
+    }
+
+    /// Why its bytes could not be had, if that happened. Tells a disk or server in trouble from a file with bad content.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.get().map(String::as_str)
+    }
+
+    fn note(&self, error: Error) -> Error {
+        let _ = self.trouble.set(error.to_string());
+        error
+    }
+
     /// Name shown to users and kept as `source_uri`.
     pub fn uri(&self) -> String {
         self.location.to_string()
@@ -43,29 +61,64 @@ impl SourceFile {
     pub fn fingerprint(&self) -> String {
         match &self.meta.e_tag {
             Some(tag) => format!("{}-{}", self.meta.size, tag.trim_matches('"')),
-            None => format!("{}-{:x}", self.meta.size, self.meta.last_modified.timestamp_nanos_opt().unwrap_or_default()),
+            None => {
+                format!("{}-{:x}", self.meta.size, self.meta.last_modified.timestamp_nanos_opt().unwrap_or_default())
+            }
         }
     }
 
     /// The bytes from the start. Call on a thread of a tokio runtime.
     pub fn open(&self) -> std::io::Result<Box<dyn Read + Send>> {
         match self.location.local() {
-            Some(path) => Ok(Box::new(std::fs::File::open(path)?)),
-            None => Ok(Box::new(RemoteStream { remote: self.remote(), next: VecDeque::new(), requested: 0, now: Bytes::new() })),
+            Some(path) => Ok(Box::new(self.open_local(path)?)),
+            None => Ok(Box::new(RemoteStream {
+                remote: self.remote(),
+                next: VecDeque::new(),
+                requested: 0,
+                now: Bytes::new(),
+            })),
         }
     }
 
     /// The bytes at random. Call on a thread of a tokio runtime.
     pub fn ranges(&self) -> std::io::Result<Ranges> {
         let source = match self.location.local() {
-            Some(path) => Source::Local(std::fs::File::open(&path)?, path),
+            Some(path) => Source::Local(self.open_local(path)?),
             None => Source::Remote(self.remote(), Mutex::default()),
         };
         Ok(Ranges { source: Arc::new(source), size: self.meta.size })
     }
 
+    fn open_local(&self, path: PathBuf) -> std::io::Result<LocalFile> {
+        let opened = std::fs::File::open(&path);
+        let file =
+            opened.map_err(|e| self.note(Error::new(e.kind(), format!("cannot read {}: {e}", path.display()))))?;
+        Ok(LocalFile { file, source: self.clone() })
+    }
+
     fn remote(&self) -> Remote {
         Remote { file: self.clone(), runtime: Handle::current() }
+    }
+}
+
+#[derive(Debug)]
+struct LocalFile {
+    file: std::fs::File,
+    source: SourceFile,
+}
+
+impl LocalFile {
+    fn failed(&self, error: Error) -> Error {
+        match error.kind() {
+            std::io::ErrorKind::Interrupted => error,
+            kind => self.source.note(Error::new(kind, format!("cannot read {}: {error}", self.source.location))),
+        }
+    }
+}
+
+impl Read for LocalFile {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        self.file.read(out).map_err(|e| self.failed(e))
     }
 }
 
@@ -85,17 +138,22 @@ impl Remote {
         }
         let location = &self.file.location;
         let get = || async {
-            let options = GetOptions { if_match: self.file.meta.e_tag.clone(), range: Some(range.clone().into()), ..Default::default() };
+            let options = GetOptions {
+                if_match: self.file.meta.e_tag.clone(),
+                range: Some(range.clone().into()),
+                ..Default::default()
+            };
             location.store.get_opts(&location.prefix, options).await?.bytes().await
         };
-        match s3::again(get).await {
-            Ok(bytes) if bytes.len() as u64 == range.end - range.start => Ok(bytes),
-            Ok(bytes) => Err(Error::other(format!("{location}: asked for bytes {range:?}, got {}", bytes.len()))),
+        let message = match s3::again(get).await {
+            Ok(bytes) if bytes.len() as u64 == range.end - range.start => return Ok(bytes),
+            Ok(bytes) => format!("{location}: asked for bytes {range:?}, got {}", bytes.len()),
             Err(object_store::Error::Precondition { .. }) => {
-                Err(Error::other(format!("{location}: the file was changed while it was read; run again")))
+                format!("{location}: the file was changed while it was read; run again")
             }
-            Err(e) => Err(Error::other(format!("{:#}", location.explain(&format!("reading {}", location.prefix), &e)))),
-        }
+            Err(e) => format!("{:#}", location.explain(&format!("reading {}", location.prefix), &e)),
+        };
+        Err(self.file.note(Error::other(message)))
     }
 }
 
@@ -131,7 +189,7 @@ impl Drop for RemoteStream {
 
 #[derive(Debug)]
 enum Source {
-    Local(std::fs::File, PathBuf),
+    Local(LocalFile),
     Remote(Remote, Mutex<VecDeque<(u64, Bytes)>>),
 }
 
@@ -145,9 +203,7 @@ pub struct Ranges {
 impl Ranges {
     fn read_at(&self, out: &mut [u8], at: u64) -> std::io::Result<usize> {
         match &*self.source {
-            Source::Local(file, path) => {
-                file.read_at(out, at).map_err(|e| Error::new(e.kind(), format!("{}: {e}", path.display())))
-            }
+            Source::Local(local) => local.file.read_at(out, at).map_err(|e| local.failed(e)),
             Source::Remote(remote, kept) => {
                 let chunk = cached_chunk(remote, kept, at / CHUNK)?;
                 let rest = chunk.get((at % CHUNK) as usize..).unwrap_or_default();
@@ -202,7 +258,10 @@ impl ChunkReader for Ranges {
 
     fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
         if start.saturating_add(length as u64) > self.size {
-            return Err(ParquetError::EOF(format!("bytes {start} + {length} lie past the end of the file ({} bytes)", self.size)));
+            return Err(ParquetError::EOF(format!(
+                "bytes {start} + {length} lie past the end of the file ({} bytes)",
+                self.size
+            )));
         }
         let mut out = vec![0; length];
         let mut filled = 0;

@@ -108,7 +108,8 @@ impl Bucket {
                  AWS_SKIP_SIGNATURE=true for a public bucket"
             );
         }
-        let refused = ["InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "TokenRefreshRequired"];
+        let refused =
+            ["InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "TokenRefreshRequired"];
         if has(&refused) || matches!(error, object_store::Error::Unauthenticated { .. }) {
             return anyhow!(
                 "{place}: the server refused the credentials (while {doing}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, \
@@ -116,7 +117,9 @@ impl Bucket {
             );
         }
         if has(&["AccessDenied"]) || matches!(error, object_store::Error::PermissionDenied { .. }) {
-            return anyhow!("{place}: access denied while {doing}; these credentials lack the permission, or the bucket belongs to another");
+            return anyhow!(
+                "{place}: access denied while {doing}; these credentials lack the permission, or the bucket belongs to another"
+            );
         }
         let short: String = text.chars().take(600).collect();
         anyhow!("{place}: {doing} failed, retries included: {short}")

@@ -6,9 +6,7 @@ use arrow::{
 };
 use datafusion::{
     common::{DataFusionError, Result, ScalarValue, plan_err},
-    logical_expr::{
-        ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
-    },
+    logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility},
 };
 use std::{
     hash::{Hash, Hasher},
@@ -84,7 +82,11 @@ impl ScalarUDFImpl for Plain {
         let constant = args.args.iter().all(|a| matches!(a, ColumnarValue::Scalar(_)));
         let args = ScalarFunctionArgs { number_rows: if constant { 1 } else { args.number_rows }, ..args };
         let array = (self.body)(&args)?;
-        if constant { ScalarValue::try_from_array(&array, 0).map(ColumnarValue::Scalar) } else { Ok(ColumnarValue::Array(array)) }
+        if constant {
+            ScalarValue::try_from_array(&array, 0).map(ColumnarValue::Scalar)
+        } else {
+            Ok(ColumnarValue::Array(array))
+        }
     }
 }
 

@@ -8,9 +8,15 @@ use std::sync::Arc;
 
 /// The function to register.
 pub fn udf() -> ScalarUDF {
-    Plain::udf("length_ratio", vec![DataType::Utf8; 2], 2, DataType::Float64, Arc::new(|args| {
-        let (original, rephrased) = (Texts::new(&args.args[0])?, Texts::new(&args.args[1])?);
-        let ratio = |i| length_ratio(original.get(i)?, rephrased.get(i)?);
-        Ok(Arc::new((0..args.number_rows).map(ratio).collect::<Float64Array>()))
-    }))
+    Plain::udf(
+        "length_ratio",
+        vec![DataType::Utf8; 2],
+        2,
+        DataType::Float64,
+        Arc::new(|args| {
+            let (original, rephrased) = (Texts::new(&args.args[0])?, Texts::new(&args.args[1])?);
+            let ratio = |i| length_ratio(original.get(i)?, rephrased.get(i)?);
+            Ok(Arc::new((0..args.number_rows).map(ratio).collect::<Float64Array>()))
+        }),
+    )
 }

@@ -8,6 +8,9 @@ use std::sync::Arc;
 
 mod args;
 pub mod chunk;
+pub mod corrupt;
+pub mod corrupt_page;
+pub mod detokenise;
 pub mod fasttext_label;
 pub mod fasttext_score;
 pub mod generate;
@@ -64,6 +67,9 @@ pub fn model_functions() -> Vec<Arc<dyn ModelFunction>> {
 pub fn scalar_functions(models: &Arc<models::Models>) -> Vec<ScalarUDF> {
     vec![
         chunk::udf(),
+        corrupt::udf(),
+        corrupt_page::udf(),
+        detokenise::udf(),
         fasttext_label::udf(models),
         fasttext_score::udf(models),
         length_ratio::udf(),

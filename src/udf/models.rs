@@ -169,7 +169,9 @@ impl Models {
         let entry = self.entry(name)?;
         match &entry.spec {
             ModelSpec::CausalLm(spec) => Ok((entry, spec)),
-            ModelSpec::Fasttext(_) => bail!("model `{name}` is a fastText classifier, not a language model (kind: causal_lm)"),
+            ModelSpec::Fasttext(_) => {
+                bail!("model `{name}` is a fastText classifier, not a language model (kind: causal_lm)")
+            }
         }
     }
 
@@ -226,7 +228,9 @@ impl Models {
     /// # Errors
     /// No model of that name, or not a language model.
     pub fn check_language_model(&self, function: &str, name: &str) -> datafusion::error::Result<()> {
-        self.causal(name).map(|_| ()).map_err(|e| datafusion::error::DataFusionError::Plan(format!("{function}: {e:#}")))
+        self.causal(name)
+            .map(|_| ())
+            .map_err(|e| datafusion::error::DataFusionError::Plan(format!("{function}: {e:#}")))
     }
     /// Bounds the requests of all queries to one model: the permits and how many there are.
     pub fn permits(&self, name: &str) -> Option<(Arc<Semaphore>, usize)> {
@@ -412,8 +416,14 @@ fn hash_language_model(dir: &Path, spec: &CausalLmSpec) -> Result<String> {
         let path = item?.path();
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
         let counts = name.ends_with(".safetensors")
-            || ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
-                .contains(&name);
+            || [
+                "config.json",
+                "generation_config.json",
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "chat_template.jinja",
+            ]
+            .contains(&name);
         if counts {
             files.push(path);
         }

@@ -9,9 +9,15 @@ use std::sync::Arc;
 
 /// The function to register.
 pub fn udf() -> ScalarUDF {
-    Plain::udf("structure_preserved", vec![DataType::Utf8; 2], 2, DataType::Boolean, Arc::new(|args| {
-        let (original, rephrased) = (Texts::new(&args.args[0])?, Texts::new(&args.args[1])?);
-        let kept = |i| Some(preserved(original.get(i)?, rephrased.get(i)?));
-        Ok(Arc::new((0..args.number_rows).map(kept).collect::<BooleanArray>()))
-    }))
+    Plain::udf(
+        "structure_preserved",
+        vec![DataType::Utf8; 2],
+        2,
+        DataType::Boolean,
+        Arc::new(|args| {
+            let (original, rephrased) = (Texts::new(&args.args[0])?, Texts::new(&args.args[1])?);
+            let kept = |i| Some(preserved(original.get(i)?, rephrased.get(i)?));
+            Ok(Arc::new((0..args.number_rows).map(kept).collect::<BooleanArray>()))
+        }),
+    )
 }

@@ -114,10 +114,7 @@ pub async fn run(config: &Config, cx: &StageContext) -> anyhow::Result<ModelMani
     let summary = artifact::Summary {
         kind: "fasttext",
         rows: Rows { input: rows, kept, dropped: rows - kept, ..Rows::default() },
-        figures: BTreeMap::from([
-            ("labels".to_owned(), labels as f64),
-            ("training_accuracy".to_owned(), accuracy),
-        ]),
+        figures: BTreeMap::from([("labels".to_owned(), labels as f64), ("training_accuracy".to_owned(), accuracy)]),
         cost: Cost { wall_seconds, rows_per_second: rows as f64 / wall_seconds.max(1e-9), ..Cost::default() },
     };
     let manifest = artifact::publish(cx, directory.path(), summary).await?;

@@ -11,16 +11,14 @@ use crate::{
 };
 use datafusion::common::ScalarValue;
 use serde::Serialize;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tokio_util::sync::CancellationToken;
 
-<<<<<<< HEAD
 pub mod artifact;
-pub mod fasttext;
-pub mod sft;
-pub mod tokenizer;
-
-=======
 pub mod fasttext;
 pub mod ingest;
 pub mod sft;
@@ -60,18 +58,41 @@ impl StageConfig {
     pub fn tables(&self) -> Vec<&str> {
         match self {
             Self::Ingest(_) | Self::Sql(_) => Vec::new(),
-            Self::Sft(c) => vec![&c.table],
-            Self::Tokenizer(c) => vec![&c.table],
-            Self::Fasttext(c) => vec![&c.table],
+            Self::Sft(config) => config.tables(),
+            Self::Tokenizer(config) => config.tables(),
+            Self::Fasttext(config) => config.tables(),
         }
     }
-    /// Models that the settings name.
+    /// Models that the settings name; a trainer may name a path instead.
     pub fn models(&self) -> Vec<&str> {
-        Vec::new()
+        match self {
+            Self::Sft(config) => config.models(),
+            Self::Ingest(_) | Self::Sql(_) | Self::Tokenizer(_) | Self::Fasttext(_) => Vec::new(),
+        }
+    }
+    /// Text files whose content the stage takes up.
+    pub fn files(&self) -> Vec<&Path> {
+        match self {
+            Self::Sft(config) => config.prompt.iter().map(PathBuf::as_path).collect(),
+            Self::Ingest(_) | Self::Sql(_) | Self::Tokenizer(_) | Self::Fasttext(_) => Vec::new(),
+        }
+    }
+    /// Replaces the paths in the settings; `model` tells whether a name is a model's and not a path.
+    pub fn resolve(&mut self, model: impl Fn(&str) -> bool, path: impl Fn(&str) -> String) {
+        let Self::Sft(config) = self else { return };
+        let name = match &mut config.init {
+            sft::Init::Existing(name) => name,
+            sft::Init::New(new) => &mut new.tokenizer,
+        };
+        if !model(name) {
+            *name = path(name);
+        }
+        if let Some(prompt) = &mut config.prompt {
+            *prompt = PathBuf::from(path(&prompt.to_string_lossy()));
+        }
     }
 }
 
->>>>>>> pipeline
 /// What every stage is given besides its own config.
 #[derive(Clone)]
 pub struct StageContext {

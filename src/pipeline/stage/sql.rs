@@ -109,7 +109,11 @@ pub async fn run(query: &Query, cx: &StageContext) -> Result<Manifest> {
             .try_collect()
             .await?;
     drop(records);
-    commit.publish(Manifest::describe(cx)).await
+    let totals = commit.totals();
+    let mut manifest = Manifest::describe(cx);
+    manifest.rows.dropped = totals.input.saturating_sub(totals.kept + totals.failed);
+    manifest.rows.created = (totals.kept + totals.failed).saturating_sub(totals.input);
+    commit.publish(manifest).await
 }
 
 async fn run_fragment(
@@ -137,7 +141,8 @@ async fn run_fragment(
     drop(stream);
     let failed = record_failures(&mut writer, &failures);
     let made = cx.models.output_tokens().saturating_sub(tokens_before);
-    let record = writer.finish_with(fragment.input, made).await?;
+    writer.add_output_tokens(made);
+    let record = writer.finish(fragment.input).await?;
     let unseen = fragment.input.saturating_sub(record.kept);
     cx.progress.advance(&cx.output, unseen, &if failed > 0 { format!("{failed} failed") } else { String::new() });
     Ok(record)

@@ -43,7 +43,12 @@ fn report(tree: &Node, fault: &Fault, problems: &mut Problems) -> bool {
         Kind::UnknownKey => key_at.unwrap_or(&node.at),
         _ => &node.at,
     };
-    problems.add(at, fault.message.clone());
+    let message = match fault.message.starts_with("data did not match any variant") {
+        // What serde says of an untagged enum names the type in the program, not what was written.
+        true => format!("{} does not fit here; see the documentation of this key", node.kind()),
+        false => fault.message.clone(),
+    };
+    problems.add(at, message);
     true
 }
 

@@ -1,17 +1,14 @@
 //! From the settings of an `sft` stage to a plan with nothing left open: checks, model, tokenizer, frame, token pairs.
 
-use super::{Architecture, Config, Init, NewModel, Precision};
+use super::{Architecture, Config, Init, NewModel};
 use crate::{
-    models::{
-        config::{Arch, DecoderConfig, RopeScaling},
-        decoder::Decoder,
-        device::DeviceSpec,
-    },
+    models::config::{Arch, DecoderConfig, RopeScaling},
     pipeline::stage::{StageContext, artifact},
     storage::manifest::Rows,
     text::{
-        chat::{ChatTemplate, Message},
+        chat::ChatTemplate,
         prompt::Prompt,
+        request,
         tokenizer::{Special, Tokenizer},
     },
     train::{
@@ -19,40 +16,23 @@ use crate::{
         copy_task::Frame,
         optim::AdamWOptions,
         schedule::Schedule,
+        setup::{Compute, Source},
         sft::{Budget, CopyPhase, PairPhase, Plan},
     },
     udf::models::CausalLmSpec,
 };
 use anyhow::{Context, bail, ensure};
 use std::path::{Path, PathBuf};
-use tch::{Device, Kind};
 
 /// A stage's settings, resolved.
 pub(super) struct Prepared {
     pub(super) plan: Plan,
     pub(super) rows: Rows,
-    pub(super) kind: Kind,
     pub(super) tokenizer_dir: PathBuf,
     /// Text of `prompt.txt`, where the settings name one.
     pub(super) prompt: Option<String>,
-    device: Device,
-    source: Source,
-}
-
-/// Where the parameters come from, resolved.
-enum Source {
-    Directory(PathBuf),
-    Random(DecoderConfig, f64),
-}
-
-impl Prepared {
-    /// Loads or makes the model.
-    pub(super) fn decoder(&self, seed: u64) -> anyhow::Result<Decoder> {
-        match &self.source {
-            Source::Directory(dir) => Decoder::from_dir(dir, self.device, Kind::Float),
-            Source::Random(config, std) => Decoder::random(config.clone(), *std, seed, self.device, Kind::Float),
-        }
-    }
+    pub(super) compute: Compute,
+    pub(super) source: Source,
 }
 
 /// What can be wrong with the settings alone.
@@ -97,7 +77,7 @@ fn recommended(config: &Config) -> anyhow::Result<()> {
 
 /// Resolves everything that the training needs.
 pub(super) async fn prepare(config: &Config, cx: &StageContext) -> anyhow::Result<Prepared> {
-    let device = config.device.parse::<DeviceSpec>()?.resolve()?;
+    let compute = Compute::resolve(&config.device, config.precision)?;
     let (tokenizer_dir, source) = source(config, cx).await?;
     let tokenizer = Tokenizer::from_dir(&tokenizer_dir)?;
     let model = match &source {
@@ -127,7 +107,7 @@ pub(super) async fn prepare(config: &Config, cx: &StageContext) -> anyhow::Resul
         None => (Vec::new(), Rows::default()),
     };
     let plan = plan(config, cx.seed, &encoder, pairs, held_out)?;
-    Ok(Prepared { plan, rows, kind: kind(config.precision, device), tokenizer_dir, prompt, device, source })
+    Ok(Prepared { plan, rows, tokenizer_dir, prompt, compute, source })
 }
 
 fn read_prompt(path: &Path) -> anyhow::Result<String> {
@@ -187,35 +167,11 @@ fn end_token(tokenizer: &Tokenizer, dir: &Path) -> anyhow::Result<u32> {
     tokenizer.id(token).with_context(|| format!("the eos_token `{token}` is not in the vocabulary"))
 }
 
-fn kind(precision: Precision, device: Device) -> Kind {
-    match precision {
-        Precision::F32 => Kind::Float,
-        Precision::Bf16 => Kind::BFloat16,
-        Precision::Auto if device != Device::Cpu || cpu_has_bf16() => Kind::BFloat16,
-        Precision::Auto => Kind::Float,
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn cpu_has_bf16() -> bool {
-    std::is_x86_feature_detected!("avx512bf16")
-}
-#[cfg(not(target_arch = "x86_64"))]
-fn cpu_has_bf16() -> bool {
-    false
-}
-
 pub(super) fn adamw(config: &Config) -> AdamWOptions {
     AdamWOptions { beta1: config.beta1, beta2: config.beta2, eps: 1e-8, weight_decay: config.weight_decay }
 }
 
-fn plan(
-    config: &Config,
-    seed: u64,
-    encoder: &Encoder,
-    pairs: Vec<Pair>,
-    held_out: Vec<Pair>,
-) -> anyhow::Result<Plan> {
+fn plan(config: &Config, seed: u64, encoder: &Encoder, pairs: Vec<Pair>, held_out: Vec<Pair>) -> anyhow::Result<Plan> {
     let copy = match &config.copy_warmup {
         Some(copy) => Some(CopyPhase {
             start_length: copy.start_length,
@@ -263,10 +219,7 @@ fn plan(
 /// Texts to token pairs, in the chat template's frame. Control tokens come from the frame only, never from a document.
 struct Encoder {
     tokenizer: Tokenizer,
-    before: String,
-    after: String,
-    /// Ids that the tokenizer itself puts in front, where there is no chat template.
-    first: Vec<u32>,
+    request: request::Frame,
     end: u32,
     max_length: usize,
 }
@@ -279,22 +232,13 @@ impl Encoder {
         prompt: Option<&str>,
         max_length: usize,
     ) -> anyhow::Result<Self> {
-        let prompt = prompt.map(Prompt::parse).transpose()?;
-        let (system, before, after) = match prompt {
-            Some(Prompt { system, before, after }) => (system, before, after),
-            None => (None, String::new(), String::new()),
+        let prompt = match prompt {
+            Some(source) => Prompt::parse(source)?,
+            None => Prompt { system: None, before: String::new(), after: String::new() },
         };
         let Some(&end) = model.eos.first() else { bail!("the model's config.json names no eos_token_id") };
-        let (before, after, first) = match ChatTemplate::from_dir(dir)? {
-            Some(chat) => {
-                let earlier: Vec<Message> =
-                    system.into_iter().map(|content| Message { role: "system".to_owned(), content }).collect();
-                let (before, after) = chat.render_split(&earlier, &before, &after)?;
-                (before, after, Vec::new())
-            }
-            None => (before, after, tokenizer.affixes().0.to_vec()),
-        };
-        Ok(Self { tokenizer, before, after, first, end, max_length })
+        let request = request::Frame::new(&tokenizer, ChatTemplate::from_dir(dir)?.as_ref(), &prompt)?;
+        Ok(Self { tokenizer, request, end, max_length })
     }
 
     /// Reads a table of pairs. Rows with a NULL, and those longer than the limit, are dropped and counted.
@@ -316,18 +260,15 @@ impl Encoder {
     }
 
     fn pair(&self, prompt: &str, completion: &str) -> anyhow::Result<Pair> {
-        let mut tokens = self.first.clone();
-        tokens.extend(self.tokenizer.encode_between(&self.before, prompt, &self.after)?);
+        let tokens = self.request.request(prompt, usize::MAX)?.tokens;
         let mut answer = self.tokenizer.encode(completion, Special::Plain)?;
         answer.push(self.end);
         Ok(Pair { prompt: tokens, answer })
     }
 
     fn frame(&self) -> anyhow::Result<Frame> {
-        let mut before = self.first.clone();
-        before.extend(self.tokenizer.encode(&self.before, Special::Recognise)?);
-        let after = self.tokenizer.encode(&self.after, Special::Recognise)?;
-        Ok(Frame { before, after, end: self.end })
+        let (before, after) = self.request.ends();
+        Ok(Frame { before: before.to_vec(), after: after.to_vec(), end: self.end })
     }
 
     /// Ids that decode to some text: not the control tokens.
