@@ -4,5 +4,6 @@
 mod engine;
 mod hub;
 mod layers;
+mod operator;
 mod train;
 mod yaml;
