@@ -5,7 +5,7 @@ SELECT
     pair['clean'] AS completion,
     pair['inserted'] AS inserted
 FROM (
-    SELECT id, corrupt_page(text, 700000000 + row_number() OVER (ORDER BY id)) AS pair
+    SELECT id, corrupt_page(text, 700000000 + CAST(row_number() OVER (ORDER BY id) AS BIGINT)) AS pair
     FROM held_out_clean
 )
 LIMIT 1000

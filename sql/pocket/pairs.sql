@@ -5,6 +5,6 @@ SELECT
     pair['clean'] AS completion
 FROM (
     SELECT id, variant, corrupt_page(text, variant * 1000003 + row) AS pair
-    FROM (SELECT id, text, row_number() OVER (ORDER BY id) AS row FROM clean)
+    FROM (SELECT id, text, CAST(row_number() OVER (ORDER BY id) AS BIGINT) AS row FROM clean)
     CROSS JOIN (SELECT value AS variant FROM generate_series(1, $variants))
 )
