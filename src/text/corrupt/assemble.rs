@@ -87,7 +87,7 @@ fn thread(fill: &mut Fill, pieces: &mut Vec<Piece>) {
             if blank_before && !out.is_empty() {
                 out.push(Piece::blank());
             }
-            out.extend(head.into_iter().map(Piece::clutter));
+            out.extend(head.into_iter().enumerate().map(|(i, l)| Piece { tied: i > 0, ..Piece::clutter(l) }));
             if blank_after {
                 out.push(Piece::blank());
             }
@@ -161,9 +161,9 @@ fn place(fill: &mut Fill, pieces: &mut Vec<Piece>, blocks: Vec<Block>) {
         }
         for (i, line) in block.lines.into_iter().enumerate() {
             if loose && i > 0 {
-                new.push(Piece::blank());
+                new.push(Piece { tied: true, ..Piece::blank() });
             }
-            new.push(Piece::clutter(line));
+            new.push(Piece { tied: i > 0, ..Piece::clutter(line) });
         }
         if at < pieces.len() && fill.chance(0.55) {
             new.push(Piece::blank());
@@ -178,7 +178,8 @@ fn gap(fill: &mut Fill, pieces: &[Piece], block: &Block) -> usize {
         let fit: Vec<usize> = (0..end).filter(|&i| ends_a_list(&pieces[i])).collect();
         return if fit.is_empty() || fill.chance(0.6) { end } else { fit[fill.between(0, fit.len() - 1)] };
     }
-    let anywhere = fill.between(0, end);
+    let free: Vec<usize> = (0..=end).filter(|&i| i == end || !pieces[i].tied).collect();
+    let anywhere = free[fill.between(0, free.len() - 1)];
     match (block.kind.place(), fill.between(0, 9)) {
         (Place::Top, 0..=5) => 0,
         (Place::Top, 6) => end,

@@ -142,10 +142,55 @@ fn bulleted(fill: &mut Fill, lines: Vec<String>) -> Vec<String> {
 fn nav_menu(fill: &mut Fill, single: bool) -> Vec<String> {
     let n = if single { 1 } else { fill.between(2, 9) };
     let genres = fill.chance(0.35);
+    let plain: Vec<&'static str> = lexicon::NAV.iter().copied().filter(|item| unmistakable(item)).collect();
     let lines = (0..n)
-        .map(|i| if genres && i % 2 == 1 { fill.from(&lexicon::GENRE) } else { fill.from(&lexicon::NAV) })
+        .map(|i| match i % 2 {
+            0 => fill.from(&plain),
+            _ if genres => fill.from(&lexicon::GENRE),
+            _ => fill.from(&lexicon::NAV),
+        })
         .collect();
     bulleted(fill, lines)
+}
+
+/// Menu entries that are no heading of content anywhere.
+fn unmistakable(item: &str) -> bool {
+    const WORDS: &[&str] = &[
+        "Home",
+        "Log",
+        "Sign",
+        "Register",
+        "Contact",
+        "Site",
+        "Privacy",
+        "Terms",
+        "FAQ",
+        "Account",
+        "RSS",
+        "Cart",
+        "Search",
+        "About Us",
+        "Subscribe",
+        "Skip",
+        "Newsletter",
+        "Help",
+        "Forum",
+        "Checkout",
+        "Profile",
+        "Wish",
+        "Latest",
+        "Popular",
+        "Mark",
+        "Posts",
+        "Sitemap",
+        "Advertise",
+        "Join",
+        "Submit",
+        "Downloads",
+        "Upload",
+        "Customer",
+    ];
+    WORDS.iter().any(|word| item.contains(word))
 }
 
 fn breadcrumb(fill: &mut Fill) -> String {

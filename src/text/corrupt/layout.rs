@@ -92,8 +92,8 @@ pub enum Layout {
 impl Layout {
     /// All layouts with how often they are drawn.
     pub const ALL: [(Self, u32); 28] = [
-        (Self::Article, 26),
-        (Self::OneParagraph, 7),
+        (Self::Article, 34),
+        (Self::OneParagraph, 9),
         (Self::OneLine, 3),
         (Self::Bullets, 8),
         (Self::Numbered, 5),
@@ -102,7 +102,7 @@ impl Layout {
         (Self::Rows, 4),
         (Self::Dialogue, 3),
         (Self::Chat, 2),
-        (Self::Posts, 7),
+        (Self::Posts, 9),
         (Self::Mail, 3),
         (Self::Wrapped, 3),
         (Self::Poem, 3),
