@@ -30,7 +30,7 @@ use datafusion::{
         tree_node::{Transformed, TreeNode, TreeNodeRecursion},
     },
     logical_expr::{
-        Aggregate, Expr, Extension, Filter, Join, JoinType, LogicalPlan, Projection, Sort, Subquery, SubqueryAlias,
+        Aggregate, Distinct, DistinctOn, Expr, Extension, Filter, Join, JoinType, LogicalPlan, Projection, Sort, Subquery, SubqueryAlias,
         Window, expr_rewriter::NamePreserver, utils::split_conjunction_owned,
     },
     optimizer::{OptimizerConfig, OptimizerRule},
@@ -90,8 +90,9 @@ fn plan_calls(plan: &LogicalPlan) -> Result<bool> {
     plan.apply_with_subqueries(|node| {
         node.apply_expressions(|expr| {
             found |= calls(expr);
-            Ok(if found { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Jump })
-        })
+            Ok(TreeNodeRecursion::Continue)
+        })?;
+        Ok(if found { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
     })?;
     Ok(found)
 }
@@ -167,6 +168,7 @@ impl Hoister<'_> {
             LogicalPlan::Join(node) => self.join(node)?,
             LogicalPlan::Window(node) => self.window(node)?,
             LogicalPlan::Aggregate(node) => (self.aggregate(node)?, vec![]),
+            LogicalPlan::Distinct(Distinct::On(node)) => (self.distinct_on(node)?, vec![]),
             // Correlated lateral subqueries wait for the second instance.
             LogicalPlan::Subquery(node) if !node.outer_ref_columns.is_empty() => (LogicalPlan::Subquery(node), vec![]),
             other => (self.other(other)?, vec![]),
@@ -296,6 +298,18 @@ impl Hoister<'_> {
         let (input, mut exprs) = self.provide_named(input, exprs)?;
         let aggregates = exprs.split_off(groups);
         Ok(LogicalPlan::Aggregate(Aggregate::try_new(Arc::new(input.plan), exprs, aggregates)?))
+    }
+
+    fn distinct_on(&mut self, node: DistinctOn) -> Result<LogicalPlan> {
+        let input = self.child(node.input)?;
+        let (input, selected) = self.provide_named(input, node.select_expr)?;
+        let (input, on) = self.provide(input, node.on_expr)?;
+        let keys = node.sort_expr.unwrap_or_default();
+        let (input, exprs) = self.provide(input, keys.iter().map(|key| key.expr.clone()).collect())?;
+        let sort: Vec<_> = keys.into_iter().zip(exprs).map(|(old, expr)| old.with_expr(expr)).collect();
+        let sort = Some(sort).filter(|sort| !sort.is_empty());
+        let distinct = DistinctOn::try_new(on, selected, sort, Arc::new(input.plan))?;
+        Ok(LogicalPlan::Distinct(Distinct::On(distinct)))
     }
 
     /// Any other node: its inputs keep their schemas; its own calls are provided by its only input.

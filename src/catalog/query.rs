@@ -23,10 +23,23 @@ pub(super) fn parse(query: &str, params: &BTreeMap<String, ScalarValue>) -> Resu
     if !statements.is_empty() {
         bail!("there are {} statements; give one", statements.len() + 1);
     }
-    if let Some(ast) = ast_of(&mut statement) {
-        bind(ast, params)?;
+    match ast_of(&mut statement) {
+        Some(ast) if reads(ast) => bind(ast, params)?,
+        _ => bail!("{READ_ONLY}"),
     }
     Ok(statement)
+}
+
+/// What is said of any other statement.
+pub(super) const READ_ONLY: &str = "only queries are allowed: SELECT, WITH, VALUES, EXPLAIN, SHOW TABLES, DESCRIBE";
+
+fn reads(ast: &ast::Statement) -> bool {
+    use ast::Statement::{ExplainTable, Query, ShowColumns, ShowFunctions, ShowTables};
+    match ast {
+        Query(_) | ExplainTable { .. } | ShowColumns { .. } | ShowFunctions { .. } | ShowTables { .. } => true,
+        ast::Statement::Explain { statement, .. } => reads(statement),
+        _ => false,
+    }
 }
 
 fn ast_of(statement: &mut Statement) -> Option<&mut ast::Statement> {

@@ -5,7 +5,7 @@ use super::{
     hoist::HoistModelCalls,
     model_exec::ModelPlanner,
     prune::PruneModelCalls,
-    query::{parse, sql_error, table_references},
+    query::{READ_ONLY, parse, sql_error, table_references},
     tables,
 };
 use crate::{
@@ -177,9 +177,7 @@ impl Session {
         }
         let plan = state.statement_to_plan(statement).await.map_err(|e| self.explained(e))?;
         let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-        read_only.verify_plan(&plan).map_err(|e| {
-            sql_error(e).context("only queries are allowed: SELECT, WITH, EXPLAIN, SHOW TABLES, DESCRIBE")
-        })?;
+        read_only.verify_plan(&plan).map_err(|e| sql_error(e).context(READ_ONLY))?;
         // Model names are checked by the rule; finding out now is better than at the first row.
         if !matches!(plan, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_)) {
             state.optimize(&plan).map_err(sql_error)?;

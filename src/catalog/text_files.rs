@@ -152,7 +152,7 @@ fn read(
 ) -> DfResult<bool> {
     let within = |e: ArrowError| DataFusionError::Execution(format!("{name}: {e}"));
     let reader = decoded(reader, name).map_err(|e| DataFusionError::Execution(format!("{name}: {e}")))?;
-    let mut send = |batch: std::result::Result<RecordBatch, ArrowError>| {
+    let send = |batch: std::result::Result<RecordBatch, ArrowError>| {
         let batch = batch.map_err(within)?;
         Ok::<bool, DataFusionError>(output.blocking_send(Ok(batch)).is_ok())
     };

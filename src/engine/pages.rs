@@ -21,10 +21,6 @@ impl Pages {
     pub fn new(total: usize) -> Self {
         Self { free: (0..total as u32).rev().collect(), total }
     }
-    /// How many there are.
-    pub fn total(&self) -> usize {
-        self.total
-    }
     /// How many are free.
     pub fn free(&self) -> usize {
         self.free.len()

@@ -88,23 +88,21 @@ impl Sampler {
         self.candidates.clear();
         let possible = self.weights.iter().enumerate().filter(|&(i, &w)| w >= least && cut.keeps(w, i));
         self.candidates.extend(possible.map(|(i, &w)| (w, i as u32)));
-        let mut rest = self.candidates.as_mut_slice();
-        while rest.len() > 32 {
-            let middle = rest.len() / 2;
-            let (left, _, right) = rest.select_nth_unstable_by(middle, descending);
+        let (mut from, mut to) = (0, self.candidates.len());
+        while to - from > 32 {
+            let middle = (to - from) / 2;
+            let (left, _, _) = self.candidates[from..to].select_nth_unstable_by(middle, descending);
             let mass: f64 = left.iter().map(|&(w, _)| f64::from(w)).sum();
             if mass >= wanted {
-                rest = left;
+                to = from + middle;
             } else {
                 wanted -= mass;
-                // The pivot itself stays with the right side: it comes directly before it in memory.
-                let from = left.len();
-                let _ = right;
-                rest = &mut rest[from..];
+                from += middle;
             }
         }
+        let rest = &mut self.candidates[from..to];
         rest.sort_unstable_by(descending);
-        for &mut (weight, id) in &mut *rest {
+        for &(weight, id) in &*rest {
             wanted -= f64::from(weight);
             if wanted <= 0.0 {
                 return Cut { weight, id };
@@ -207,8 +205,7 @@ mod tests {
         for spread in [0.1f32, 1.0, 5.0, 20.0] {
             let row: Vec<f32> = (0..5000).map(|_| rng.random::<f32>() * spread).collect();
             for top_p in [0.01f32, 0.5, 0.9, 0.999] {
-                let mut sampler =
-                    Sampler { weights: row.iter().map(|x| (x - spread).exp()).collect(), candidates: vec![] };
+                let mut sampler = Sampler { weights: row.iter().map(|x| (x - spread).exp()).collect(), candidates: vec![] };
                 let cut = sampler.nucleus(top_p, Cut::ALL);
                 let mut sorted: Vec<(f32, u32)> = sampler.weights.iter().zip(0..).map(|(&w, i)| (w, i)).collect();
                 sorted.sort_by(descending);

@@ -156,21 +156,21 @@ impl ParquetSink {
             let ended = upload.shutdown().await;
             self.upload = None;
             if let Err(e) = ended {
-                self.arrived(bytes, e).await?;
+                arrived(&self.dir, &self.name, bytes, e).await?;
             }
         }
         Ok(DataFile { path: self.name.clone(), rows: self.rows, bytes })
     }
+}
 
-    /// An upload whose last answer was lost may have arrived: the server then knows no such upload any more, but has the object.
-    async fn arrived(&mut self, bytes: u64, error: std::io::Error) -> anyhow::Result<()> {
-        let path = self.dir.child(&self.name);
-        if self.dir.store.head(&path).await.is_ok_and(|meta| meta.size == bytes) {
-            return Ok(());
-        }
-        let error = object_store::Error::Generic { store: "S3", source: Box::new(error) };
-        Err(self.dir.explain(&format!("finishing the upload of {path}"), &error))
+/// An upload whose last answer was lost may have arrived: the server then knows no such upload any more, but has the object.
+async fn arrived(dir: &Location, name: &str, bytes: u64, error: std::io::Error) -> anyhow::Result<()> {
+    let path = dir.child(name);
+    if dir.store.head(&path).await.is_ok_and(|meta| meta.size == bytes) {
+        return Ok(());
     }
+    let error = object_store::Error::Generic { store: "S3", source: Box::new(error) };
+    Err(dir.explain(&format!("finishing the upload of {path}"), &error))
 }
 
 impl Drop for ParquetSink {

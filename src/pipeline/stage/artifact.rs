@@ -86,7 +86,10 @@ fn text_column(batch: &RecordBatch, name: &str) -> anyhow::Result<StringArray> {
 pub async fn model_directory(cx: &StageContext, name: &str) -> anyhow::Result<PathBuf> {
     let made = cx.location.join(&format!("models/{name}"));
     let path = if made.read(MANIFEST).await.ok().flatten().is_some() {
-        made.to_string()
+        match made.local() {
+            Some(directory) => return Ok(directory),
+            None => made.to_string(),
+        }
     } else {
         match cx.models.spec(name) {
             Some(ModelSpec::CausalLm(spec)) => spec.path.clone(),

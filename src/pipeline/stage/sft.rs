@@ -8,6 +8,7 @@ use crate::{
     train::{
         checkpoint::{self, Store},
         export,
+        setup::{self, Precision, Stored},
         sft::{self, Hooks, State, StepReport, Trainer},
     },
 };
@@ -85,7 +86,7 @@ pub struct Config {
     pub precision: Precision,
     /// What the exported weights are stored in.
     #[serde(default)]
-    pub export: Export,
+    pub export: Stored,
     /// `auto`, `cpu` or `cuda:N`.
     #[serde(default = "cpu")]
     pub device: String,
@@ -178,8 +179,11 @@ pub struct NewModel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Architecture {
+    /// Norms on queries and keys.
     Qwen3,
+    /// Biases on queries, keys and values.
     Qwen2,
+    /// Neither.
     Llama,
 }
 
@@ -202,26 +206,6 @@ pub struct CopyWarmup {
     /// Steps after which a model that has not learned is given up.
     #[serde(default = "copy_max_steps")]
     pub max_steps: u64,
-}
-
-/// Type of the matmuls.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Precision {
-    /// bf16 where the processor computes in it, else f32.
-    #[default]
-    Auto,
-    Bf16,
-    F32,
-}
-
-/// Type of the exported weights.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Export {
-    #[default]
-    Bf16,
-    F32,
 }
 
 fn learning_rate() -> f64 {
@@ -352,15 +336,11 @@ impl Job {
         latest: Option<(String, bytes::Bytes)>,
         target: &std::path::Path,
     ) -> anyhow::Result<artifact::Summary> {
-        let threads = match self.config.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            n => n,
-        };
-        tch::set_num_threads(threads as i32);
-        let decoder = self.prepared.decoder(self.cx.seed)?;
-        let parameters = decoder.config.parameters();
-        let mut trainer =
-            Trainer::new(decoder, prepare::adamw(&self.config), self.prepared.kind, self.config.gradient_clip);
+        setup::set_threads(self.config.threads);
+        let adamw = prepare::adamw(&self.config);
+        let Prepared { compute, source, .. } = &self.prepared;
+        let mut trainer = compute.trainer(source, self.cx.seed, adamw, self.config.gradient_clip)?;
+        let parameters = trainer.config().parameters();
         let mut state = State::default();
         if let Some((name, bytes)) = latest {
             state = checkpoint::restore(&bytes, &name, &mut trainer.parameters, &mut trainer.adamw)?;
@@ -446,12 +426,7 @@ impl Hooks for StageHooks<'_> {
 impl Prepared {
     /// The finished model's directory.
     fn write(&self, target: &std::path::Path, trainer: &Trainer, config: &Config) -> anyhow::Result<()> {
-        let kind = match config.export {
-            Export::Bf16 => tch::Kind::BFloat16,
-            Export::F32 => tch::Kind::Float,
-        };
-        let weights = trainer.parameters.weights(tch::Kind::Float);
-        export::write_model(target, trainer.config(), &weights, kind, &self.tokenizer_dir)?;
+        export::write_model(target, trainer, config.export, &self.tokenizer_dir)?;
         if let Some(prompt) = &self.prompt {
             std::fs::write(target.join("prompt.txt"), prompt)?;
         }

@@ -1,12 +1,8 @@
 //! From the settings of an `sft` stage to a plan with nothing left open: checks, model, tokenizer, frame, token pairs.
 
-use super::{Architecture, Config, Init, NewModel, Precision};
+use super::{Architecture, Config, Init, NewModel};
 use crate::{
-    models::{
-        config::{Arch, DecoderConfig, RopeScaling},
-        decoder::Decoder,
-        device::DeviceSpec,
-    },
+    models::config::{Arch, DecoderConfig, RopeScaling},
     pipeline::stage::{StageContext, artifact},
     storage::manifest::Rows,
     text::{
@@ -20,40 +16,23 @@ use crate::{
         copy_task::Frame,
         optim::AdamWOptions,
         schedule::Schedule,
+        setup::{Compute, Source},
         sft::{Budget, CopyPhase, PairPhase, Plan},
     },
     udf::models::CausalLmSpec,
 };
 use anyhow::{Context, bail, ensure};
 use std::path::{Path, PathBuf};
-use tch::{Device, Kind};
 
 /// A stage's settings, resolved.
 pub(super) struct Prepared {
     pub(super) plan: Plan,
     pub(super) rows: Rows,
-    pub(super) kind: Kind,
     pub(super) tokenizer_dir: PathBuf,
     /// Text of `prompt.txt`, where the settings name one.
     pub(super) prompt: Option<String>,
-    device: Device,
-    source: Source,
-}
-
-/// Where the parameters come from, resolved.
-enum Source {
-    Directory(PathBuf),
-    Random(DecoderConfig, f64),
-}
-
-impl Prepared {
-    /// Loads or makes the model.
-    pub(super) fn decoder(&self, seed: u64) -> anyhow::Result<Decoder> {
-        match &self.source {
-            Source::Directory(dir) => Decoder::from_dir(dir, self.device, Kind::Float),
-            Source::Random(config, std) => Decoder::random(config.clone(), *std, seed, self.device, Kind::Float),
-        }
-    }
+    pub(super) compute: Compute,
+    pub(super) source: Source,
 }
 
 /// What can be wrong with the settings alone.
@@ -98,7 +77,7 @@ fn recommended(config: &Config) -> anyhow::Result<()> {
 
 /// Resolves everything that the training needs.
 pub(super) async fn prepare(config: &Config, cx: &StageContext) -> anyhow::Result<Prepared> {
-    let device = config.device.parse::<DeviceSpec>()?.resolve()?;
+    let compute = Compute::resolve(&config.device, config.precision)?;
     let (tokenizer_dir, source) = source(config, cx).await?;
     let tokenizer = Tokenizer::from_dir(&tokenizer_dir)?;
     let model = match &source {
@@ -128,7 +107,7 @@ pub(super) async fn prepare(config: &Config, cx: &StageContext) -> anyhow::Resul
         None => (Vec::new(), Rows::default()),
     };
     let plan = plan(config, cx.seed, &encoder, pairs, held_out)?;
-    Ok(Prepared { plan, rows, kind: kind(config.precision, device), tokenizer_dir, prompt, device, source })
+    Ok(Prepared { plan, rows, tokenizer_dir, prompt, compute, source })
 }
 
 fn read_prompt(path: &Path) -> anyhow::Result<String> {
@@ -186,24 +165,6 @@ fn end_token(tokenizer: &Tokenizer, dir: &Path) -> anyhow::Result<u32> {
     let token = json["eos_token"].as_str().or_else(|| json["eos_token"]["content"].as_str());
     let token = token.with_context(|| format!("{}: no eos_token; an answer needs an end", path.display()))?;
     tokenizer.id(token).with_context(|| format!("the eos_token `{token}` is not in the vocabulary"))
-}
-
-fn kind(precision: Precision, device: Device) -> Kind {
-    match precision {
-        Precision::F32 => Kind::Float,
-        Precision::Bf16 => Kind::BFloat16,
-        Precision::Auto if device != Device::Cpu || cpu_has_bf16() => Kind::BFloat16,
-        Precision::Auto => Kind::Float,
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn cpu_has_bf16() -> bool {
-    std::is_x86_feature_detected!("avx512bf16")
-}
-#[cfg(not(target_arch = "x86_64"))]
-fn cpu_has_bf16() -> bool {
-    false
 }
 
 pub(super) fn adamw(config: &Config) -> AdamWOptions {
