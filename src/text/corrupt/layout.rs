@@ -31,41 +31,69 @@ impl Line {
 /// The layouts of content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Layout {
+    /// Paragraphs, perhaps with subheadings.
     Article,
+    /// One paragraph that fills the chunk.
     OneParagraph,
+    /// A single line.
     OneLine,
+    /// Bulleted list.
     Bullets,
+    /// Numbered list or steps.
     Numbered,
+    /// Headlines with or without a line of text.
     Headlines,
+    /// Short lines of any sort.
     ShortLines,
+    /// Short lines of one form.
     Rows,
+    /// Speakers and what they say.
     Dialogue,
+    /// Nicknames and what they write.
     Chat,
+    /// Posts and comments.
     Posts,
+    /// A mail with quoted, wrapped lines.
     Mail,
+    /// Running text with hard line breaks.
     Wrapped,
+    /// Verse.
     Poem,
+    /// Other languages and scripts.
     Foreign,
+    /// Cells in a row, or one below the other.
     Table,
+    /// `Name: value` lines.
     KeyValues,
+    /// Name, price, text, features.
     Product,
+    /// Ingredients and steps.
     Recipe,
+    /// Addresses, telephone numbers, hours.
     Address,
+    /// Dates and times with what happens.
     Schedule,
+    /// Words and meanings.
     Dictionary,
+    /// Questions with answers or choices.
     Questions,
+    /// Code, shell, configuration.
     Code,
+    /// Books and papers.
     References,
+    /// Invented words.
     Noise,
+    /// People and places.
     Names,
+    /// A stretch of a whole clean page.
     SourcePage,
 }
 
 impl Layout {
     /// All layouts with how often they are drawn.
     pub const ALL: [(Self, u32); 28] = [
-        (Self::Article, 26),
-        (Self::OneParagraph, 7),
+        (Self::Article, 34),
+        (Self::OneParagraph, 9),
         (Self::OneLine, 3),
         (Self::Bullets, 8),
         (Self::Numbered, 5),
@@ -74,7 +102,7 @@ impl Layout {
         (Self::Rows, 4),
         (Self::Dialogue, 3),
         (Self::Chat, 2),
-        (Self::Posts, 7),
+        (Self::Posts, 9),
         (Self::Mail, 3),
         (Self::Wrapped, 3),
         (Self::Poem, 3),

