@@ -4,5 +4,6 @@
 mod engine;
 mod layers;
 mod operator;
+mod session;
 mod train;
 mod yaml;
