@@ -151,7 +151,7 @@ async fn columns_have_the_names_that_the_query_gives_them() {
             "SELECT * FROM (SELECT * FROM docs WHERE shout(text) = 'A') a CROSS JOIN labels",
             "id text lang n id label note",
         ),
-        ("SELECT shout(text) AS text FROM docs ORDER BY length(docs.text) LIMIT 1", "text"),
+        ("SELECT n AS text, shout(text) FROM docs ORDER BY n LIMIT 1", "text shout(docs.text)"),
         ("SELECT count(shout(text)) FROM docs", "count(shout(docs.text))"),
     ] {
         let frame = world.session.sql(query).await.unwrap();
