@@ -5,6 +5,7 @@ pub mod chunk;
 pub mod corrupt;
 pub mod detokenise;
 pub mod extract;
+pub mod lines;
 pub mod prompt;
 pub mod request;
 pub mod structure;

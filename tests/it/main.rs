@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot unwrap should fail")]
 
 mod engine;
+mod hub;
 mod layers;
 mod operator;
 mod session;
