@@ -3,7 +3,6 @@
 use super::lm::Template;
 use crate::{
     engine::{Engine, EngineOptions, Precision},
-    models::config::{Arch, DecoderConfig},
     rewards::fasttext::FastText,
     storage::hub,
     text::{
@@ -197,7 +196,7 @@ impl Models {
     pub async fn tokenizer(&self, name: &str) -> Result<Tokenizer> {
         let (entry, spec) = self.causal(name)?;
         let load = async || {
-            let dir = hub::resolve(&spec.path).await?;
+            let dir = hub::resolve_tokenizer(&spec.path).await?;
             blocking(move || Tokenizer::from_dir(&dir)).await
         };
         entry.tokenizer.get_or_try_init(load).await.cloned().with_context(|| format!("model `{name}`"))
@@ -277,32 +276,30 @@ async fn load_language_model(spec: &CausalLmSpec, hash: String) -> Result<Langua
     let dir = hub::resolve(&spec.path).await?;
     let spec = spec.clone();
     blocking(move || {
-        let config = DecoderConfig::from_dir(&dir)?;
         let (given, prompt) = with_recommended(&dir, &spec)?;
         let tokenizer = Tokenizer::from_dir(&dir)?;
-        let (tokens, vocab) = (tokenizer.vocab_size(), config.vocab_size);
-        ensure!(
-            tokens <= vocab,
-            "{}: the tokenizer has {tokens} tokens but the model's vocabulary is {vocab}; the tokenizer does not fit the model",
-            dir.display()
-        );
         let chat = ChatTemplate::from_dir(&dir)?;
         let rephrase = Template::new(&tokenizer, chat.as_ref(), &prompt)?;
-        let plain = Template::new(&tokenizer, chat.as_ref(), &Prompt {
-            system: None,
-            before: String::new(),
-            after: String::new(),
-        })?;
+        let empty = Prompt { system: None, before: String::new(), after: String::new() };
+        let plain = Template::new(&tokenizer, chat.as_ref(), &empty)?;
         let options = EngineOptions {
             device: given.device.as_deref().unwrap_or("auto").parse()?,
             precision: precision(given.precision.as_deref())?,
             slots: given.slots.unwrap_or(DEFAULT_SLOTS),
             threads: 0,
         };
-        ensure!(!config.eos.is_empty(), "{}: the model names no end token (eos_token_id)", dir.display());
-        let stop = config.eos.clone().into();
         let engine = Engine::start(&dir, options)?;
-        let settings = LmSettings::resolve(&given, config.arch, engine.limit())?;
+        let config = engine.config();
+        let (tokens, vocab) = (tokenizer.vocab_size(), config.vocab_size);
+        ensure!(
+            tokens <= vocab,
+            "{}: the tokenizer has {tokens} tokens but the model's vocabulary is {vocab}; the tokenizer does not fit the model",
+            dir.display()
+        );
+        ensure!(!config.eos.is_empty(), "{}: the model names no end token (eos_token_id)", dir.display());
+        let qwen = format!("{:?}", config.arch).starts_with("Qwen");
+        let settings = LmSettings::resolve(&given, qwen, engine.limit())?;
+        let stop = config.eos.clone().into();
         Ok(LanguageModel { engine, tokenizer, chat, prompt, settings, rephrase, plain, stop, hash })
     })
     .await
@@ -355,11 +352,8 @@ fn with_recommended(dir: &Path, spec: &CausalLmSpec) -> Result<(CausalLmSpec, Pr
 impl LmSettings {
     /// Fills what is open with the paper's values (reference/repro.md section 4) and checks the rest. `limit` is what a sequence can hold:
     /// a smaller model than the paper's gets smaller requests.
-    fn resolve(spec: &CausalLmSpec, arch: Arch, limit: usize) -> Result<Self> {
-        let paper_prompt = match arch {
-            Arch::Qwen3 | Arch::Qwen2 => 8192,
-            Arch::Llama => 4096,
-        };
+    fn resolve(spec: &CausalLmSpec, qwen: bool, limit: usize) -> Result<Self> {
+        let paper_prompt = if qwen { 8192 } else { 4096 };
         let settings = Self {
             temperature: spec.temperature.unwrap_or(1.0),
             top_p: spec.top_p.unwrap_or(0.9),
