@@ -18,6 +18,15 @@ use std::{
     sync::Arc,
 };
 
+/// Begins the names of columns that are kept for calls that wait.
+const ARGUMENT: &str = "__argument";
+
+/// The user's name of a column that was kept for a call that waits.
+pub(super) fn argument_name(name: &str) -> &str {
+    let number = name.strip_prefix(ARGUMENT).and_then(|rest| rest.strip_prefix('_'));
+    number.and_then(|rest| rest.split_once('_')).map_or(name, |(_, name)| name)
+}
+
 /// Moves limits below projections, and deferrable calls above limited sorts. The output schema stays.
 pub(super) fn defer(plan: LogicalPlan, names: &AliasGenerator) -> Result<LogicalPlan> {
     let deferred = plan.transform_down(|node| match node {
@@ -82,7 +91,7 @@ fn split(sort: &Sort, names: &AliasGenerator) -> Result<Option<(Vec<Expr>, Sort)
     }
     for column in needed {
         if !at.contains_key(&column) {
-            let alias = names.next("__argument");
+            let alias = format!("{}_{}", names.next(ARGUMENT), column.name);
             at.insert(column.clone(), Column::new_unqualified(&alias));
             inner.push(Expr::Column(column).alias(alias));
         }

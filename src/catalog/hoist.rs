@@ -17,7 +17,7 @@
 //! The rule finds nothing to do in a plan that it made (idempotent).
 
 use super::{
-    defer::defer,
+    defer::{argument_name, defer},
     model_node::{ModelCall, ModelNode},
 };
 use crate::udf::{ModelFunction, model_udf::ModelUdf, models::Models};
@@ -30,8 +30,8 @@ use datafusion::{
         tree_node::{Transformed, TreeNode, TreeNodeRecursion},
     },
     logical_expr::{
-        Aggregate, Distinct, DistinctOn, Expr, Extension, Filter, Join, JoinType, LogicalPlan, Projection, Sort, Subquery, SubqueryAlias,
-        Window, expr_rewriter::NamePreserver, utils::split_conjunction_owned,
+        Aggregate, Distinct, DistinctOn, Expr, Extension, Filter, Join, JoinType, LogicalPlan, Projection, Sort,
+        Subquery, SubqueryAlias, Window, expr_rewriter::NamePreserver, utils::split_conjunction_owned,
     },
     optimizer::{OptimizerConfig, OptimizerRule},
 };
@@ -337,7 +337,7 @@ impl Hoister<'_> {
         if !above.is_empty() && node.join_type != JoinType::Inner {
             return plan_err!(
                 "a model function over both sides of a {} JOIN condition: join first in a subquery, then filter on the call",
-                node.join_type
+                node.join_type.to_string().to_uppercase()
             );
         }
         let (left, beside) = self.provide_where(left, beside, &|input, call| within(call, input))?;
@@ -477,7 +477,8 @@ impl Hoister<'_> {
         let plain = |expr: Expr| {
             Ok(match expr {
                 Expr::Column(c) => {
-                    let name = self.shown.get(&c.name).cloned().unwrap_or(c.name);
+                    let name = self.shown.get(&c.name).cloned();
+                    let name = name.unwrap_or_else(|| argument_name(&c.name).to_owned());
                     Transformed::yes(Expr::Column(Column::new_unqualified(name)))
                 }
                 other => Transformed::no(other),

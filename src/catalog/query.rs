@@ -8,7 +8,7 @@ use datafusion::{
     sql::{
         parser::{DFParser, Statement},
         resolve::resolve_table_references,
-        sqlparser::ast::{self, Expr, UnaryOperator, Value, visit_expressions_mut},
+        sqlparser::ast::{self, AccessExpr, Expr, UnaryOperator, Value, visit_expressions_mut},
     },
 };
 use std::{collections::BTreeMap, ops::ControlFlow};
@@ -50,9 +50,12 @@ fn ast_of(statement: &mut Statement) -> Option<&mut ast::Statement> {
     }
 }
 
-/// Replaces placeholders by literals, so that types are inferred as if the value had been written out.
+/// Replaces placeholders by literals, so that types are inferred as if the value had been written out; and reads fields by name.
 fn bind(ast: &mut ast::Statement, params: &BTreeMap<String, ScalarValue>) -> Result<()> {
     let replaced = visit_expressions_mut(ast, |expr| {
+        if let Expr::CompoundFieldAccess { access_chain, .. } = expr {
+            access_chain.iter_mut().for_each(by_name);
+        }
         let Expr::Value(value) = expr else { return ControlFlow::Continue(()) };
         let Value::Placeholder(name) = &value.value else { return ControlFlow::Continue(()) };
         let name = name.trim_start_matches('$');
@@ -66,6 +69,17 @@ fn bind(ast: &mut ast::Statement, params: &BTreeMap<String, ScalarValue>) -> Res
     match replaced {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(error) => Err(error),
+    }
+}
+
+/// `(call(x)).field` means `call(x)['field']`; DataFusion reads only the latter.
+fn by_name(access: &mut AccessExpr) {
+    if let AccessExpr::Dot(Expr::Identifier(field)) = access {
+        let name = match field.quote_style {
+            None => field.value.to_lowercase(),
+            Some(_) => field.value.clone(),
+        };
+        *access = AccessExpr::Dot(Expr::Value(Value::SingleQuotedString(name).into()));
     }
 }
 
@@ -108,19 +122,15 @@ pub(super) fn table_references(statement: &Statement) -> Result<Vec<TableReferen
     Ok(resolve_table_references(statement, true).map_err(sql_error)?.0)
 }
 
-/// A planning error with its position and its hints.
+/// A planning error with its position and its hints, without the names of the rules it went through.
 pub(super) fn sql_error(error: DataFusionError) -> anyhow::Error {
-    let Some(diagnostic) = error.diagnostic() else {
-        return anyhow::anyhow!("{}", error.strip_backtrace());
+    let cause = match error.find_root() {
+        // These say more as a whole.
+        root @ (DataFusionError::SQL(..) | DataFusionError::SchemaError(..)) => root.strip_backtrace(),
+        root => root.message().into_owned(),
     };
-    let mut text = match diagnostic.span {
-        Some(span) => format!("line {}, column {}: ", span.start.line, span.start.column),
-        None => String::new(),
-    };
-    text.push_str(&error.strip_backtrace());
-    for help in &diagnostic.helps {
-        text.push_str("; ");
-        text.push_str(&help.message);
-    }
-    anyhow::anyhow!("{text}")
+    let Some(diagnostic) = error.diagnostic() else { return anyhow::anyhow!("{cause}") };
+    let place = diagnostic.span.map(|span| format!("line {}, column {}: ", span.start.line, span.start.column));
+    let helps = diagnostic.helps.iter().map(|help| format!("; {}", help.message));
+    anyhow::anyhow!("{}{cause}{}", place.unwrap_or_default(), helps.collect::<String>())
 }

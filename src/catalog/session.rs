@@ -179,9 +179,12 @@ impl Session {
         let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         read_only.verify_plan(&plan).map_err(|e| sql_error(e).context(READ_ONLY))?;
         // Model names are checked by the rule; finding out now is better than at the first row.
-        if !matches!(plan, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_)) {
-            state.optimize(&plan).map_err(sql_error)?;
-        }
+        let checked = match &plan {
+            LogicalPlan::Explain(explain) => &explain.plan,
+            LogicalPlan::Analyze(analyze) => &analyze.input,
+            other => other,
+        };
+        state.optimize(checked).map_err(sql_error)?;
         Ok(DataFrame::new(state, plan))
     }
 

@@ -13,6 +13,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::{
     catalog::{Session, TableProvider},
+    common::{Statistics, stats::Precision},
     datasource::{
         TableType,
         file_format::{FileFormat, parquet::ParquetFormat},
@@ -36,6 +37,8 @@ struct ParquetTable {
     schema: SchemaRef,
     store: ObjectStoreUrl,
     files: Vec<PartitionedFile>,
+    /// Where it is known without reading the files.
+    rows: Option<u64>,
 }
 
 #[async_trait]
@@ -56,10 +59,15 @@ impl TableProvider for ParquetTable {
         let groups = deal(&self.files, state.config().target_partitions(), |file| file.effective_size());
         let groups = groups.into_iter().map(FileGroup::new).collect();
         let source = Arc::new(ParquetSource::new(Arc::clone(&self.schema)));
+        let mut statistics = Statistics::new_unknown(&self.schema);
+        if let (Some(rows), None) = (self.rows, limit) {
+            statistics.num_rows = Precision::Exact(usize::try_from(rows).unwrap_or(usize::MAX));
+        }
         let config = FileScanConfigBuilder::new(self.store.clone(), source)
             .with_file_groups(groups)
             .with_projection_indices(projection.cloned())?
             .with_limit(limit)
+            .with_statistics(statistics)
             .build();
         Ok(DataSourceExec::from_data_source(config))
     }
@@ -106,7 +114,8 @@ pub(super) async fn managed(ctx: &SessionContext, location: &Location, table: &s
         None => schema_of(&manifest)?,
     };
     let files = metas.into_iter().map(PartitionedFile::new_from_meta).collect();
-    Ok(Arc::new(ParquetTable { schema, store: store_url(ctx, location)?, files }))
+    let rows = Some(manifest.files.iter().map(|file| file.rows).sum());
+    Ok(Arc::new(ParquetTable { schema, store: store_url(ctx, location)?, files, rows }))
 }
 
 /// Some rows of one file of a table.
@@ -130,7 +139,12 @@ pub(super) async fn fragment(
     let range = usize::try_from(rows.start)?..usize::try_from(rows.end)?;
     let selection = RowSelection::from_consecutive_ranges(std::iter::once(range), usize::try_from(file.rows)?);
     let file = PartitionedFile::new_from_meta(meta).with_extension(ParquetRowSelection::new(selection));
-    Ok(Arc::new(ParquetTable { schema, store: store_url(ctx, location)?, files: vec![file] }))
+    Ok(Arc::new(ParquetTable {
+        schema,
+        store: store_url(ctx, location)?,
+        files: vec![file],
+        rows: Some(rows.end - rows.start),
+    }))
 }
 
 /// Files by path or glob; a directory with a manifest is a finished table.
@@ -155,7 +169,7 @@ pub(super) async fn files(ctx: &SessionContext, pattern: &str) -> Result<Arc<dyn
         Kind::Parquet => {
             let schema = parquet_schema(ctx, &location, &metas).await.with_context(|| pattern.to_owned())?;
             let files = metas.into_iter().map(PartitionedFile::new_from_meta).collect();
-            Ok(Arc::new(ParquetTable { schema, store: store_url(ctx, &location)?, files }))
+            Ok(Arc::new(ParquetTable { schema, store: store_url(ctx, &location)?, files, rows: None }))
         }
         Kind::Text(format) => Ok(Arc::new(TextTable::open(location, metas, format).await?)),
     }

@@ -216,3 +216,176 @@ fn extracted(mut answer: Answer, marker: &str) -> Result<Answer, String> {
     answer.text = text.to_owned();
     Ok(answer)
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::{
+        engine::{EngineOptions, Precision},
+        text::{chunk::Boundary, tokenizer::Special},
+        udf::models::LmSettings,
+    };
+    use std::sync::Mutex;
+
+    /// Answers by a function of the document; keeps the requests.
+    struct Scripted<'a> {
+        lm: &'a LanguageModel,
+        answer: fn(&str) -> (&'static str, FinishReason),
+        requests: Mutex<Vec<Request>>,
+    }
+
+    #[async_trait::async_trait]
+    impl Complete for Scripted<'_> {
+        async fn complete(&self, request: Request) -> Result<Completion, RequestError> {
+            let whole = [&request.prefix[..], &request.prompt[..]].concat();
+            let text = self.lm.tokenizer.decode(&whole).unwrap();
+            let document = text.strip_prefix("rewrite: ").unwrap().strip_suffix(" = ").unwrap();
+            let (answer, finish) = (self.answer)(document);
+            self.requests.lock().unwrap().push(request);
+            Ok(Completion { tokens: self.lm.tokenizer.encode(answer, Special::Recognise).unwrap(), finish })
+        }
+    }
+
+    fn lm() -> LanguageModel {
+        let golden_dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let path = golden_dir.join("tokenizers.json");
+        let golden: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let file = &golden.iter().find(|t| t["name"] == "bytelevel").unwrap()["file"];
+        let tokenizer = Tokenizer::from_bytes(file.to_string().as_bytes()).unwrap();
+        let options = EngineOptions { device: "cpu".parse().unwrap(), precision: Precision::F32, slots: 2, threads: 1 };
+        let prompt = Prompt::parse("rewrite: {TEXT} = ").unwrap();
+        let prompt = Prompt { after: " = ".into(), ..prompt };
+        let plain = Prompt { system: None, before: String::new(), after: String::new() };
+        LanguageModel {
+            engine: Engine::start(&golden_dir.join("decoders/qwen3"), options).unwrap(),
+            rephrase: Template::new(&tokenizer, None, &prompt).unwrap(),
+            plain: Template::new(&tokenizer, None, &plain).unwrap(),
+            tokenizer,
+            chat: None,
+            prompt,
+            settings: LmSettings {
+                temperature: 1.0,
+                top_p: 0.9,
+                top_k: 0,
+                max_new_tokens: 20,
+                max_prompt_tokens: 100,
+                chunk_chars: 10,
+                chunk_boundary: Boundary::Char,
+                marker: "M:".into(),
+            },
+            stop: Arc::from([330]),
+            hash: "h".into(),
+        }
+    }
+
+    async fn run(
+        lm: &LanguageModel,
+        text: &str,
+        answer: fn(&str) -> (&'static str, FinishReason),
+    ) -> (Result<Rephrased, String>, Vec<Request>) {
+        let engine = Scripted { lm, answer, requests: Mutex::default() };
+        let seed = |chunk| request_seed(1, "rephrase", "m", text, chunk, 0);
+        let result = rephrase(lm, &engine, text, seed).await;
+        (result, engine.requests.into_inner().unwrap())
+    }
+
+    #[tokio::test]
+    async fn chunks_are_answered_together_and_joined_by_a_space() {
+        let lm = lm();
+        let (result, requests) = run(&lm, "0123456789abcdefghijXYZ", |chunk| match chunk {
+            "0123456789" => ("M: one", FinishReason::Stop),
+            "abcdefghij" => ("M:two\n---\n", FinishReason::Length),
+            "XYZ" => ("so. M: three ", FinishReason::Stop),
+            other => panic!("{other:?}"),
+        })
+        .await;
+        let result = result.unwrap();
+        assert_eq!((result.text.as_str(), result.chunks), ("one two three", 3));
+        assert_eq!((result.finish, result.truncated), (FinishReason::Length, false));
+        let prompt_tokens: usize = requests.iter().map(|r| r.prefix.len() + r.prompt.len()).sum();
+        assert_eq!(result.prompt_tokens, prompt_tokens);
+        assert!(
+            requests.iter().all(|r| !r.prefix.is_empty() && r.prefix == requests[0].prefix && !r.prompt.is_empty())
+        );
+        let mut seeds: Vec<u64> = requests.iter().map(|r| r.seed).collect();
+        seeds.dedup();
+        assert_eq!(seeds.len(), 3, "each chunk draws on its own");
+    }
+
+    #[tokio::test]
+    async fn a_chunk_of_clutter_may_vanish_but_not_a_document() {
+        let lm = lm();
+        let (result, _) = run(&lm, "0123456789abcdefghijXYZ", |chunk| {
+            (if chunk == "abcdefghij" { "M:" } else { "M: x" }, FinishReason::Stop)
+        })
+        .await;
+        assert_eq!(result.unwrap().text, "x x");
+        let (result, _) = run(&lm, "0123456789abc", |_| ("M: \n", FinishReason::Stop)).await;
+        assert!(result.unwrap_err().contains("nothing is left"));
+        let (result, _) = run(&lm, "short", |_| ("M:", FinishReason::Length)).await;
+        assert!(result.unwrap_err().contains("without any text"));
+    }
+
+    #[tokio::test]
+    async fn a_failed_chunk_fails_its_document_by_name() {
+        let lm = lm();
+        let (result, _) =
+            run(&lm, "0123456789abc", |chunk| (if chunk == "abc" { "sorry" } else { "M: x" }, FinishReason::Stop))
+                .await;
+        let error = result.unwrap_err();
+        assert!(error.starts_with("chunk 2 of 2") && error.contains("\"M:\"") && error.contains("sorry"), "{error}");
+        let (result, requests) = run(&lm, " \n\t ", |_| ("M: x", FinishReason::Stop)).await;
+        assert_eq!(result.unwrap_err(), "the text is empty");
+        assert!(requests.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_chunk_of_white_space_needs_no_call() {
+        let lm = lm();
+        let (result, requests) = run(&lm, "0123456789          XYZ", |_| ("M: x", FinishReason::Stop)).await;
+        assert_eq!(result.unwrap().text, "x x");
+        assert_eq!(requests.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_chunk_beyond_the_budget_loses_its_middle_and_says_so() {
+        let mut lm = lm();
+        lm.settings.chunk_chars = 1000;
+        let text = format!("FIRST{}LAST", "x".repeat(500));
+        let (result, requests) = run(&lm, &text, |chunk| {
+            assert!(chunk.starts_with("FIRST") && chunk.contains("... ") && chunk.ends_with("LAST"), "{chunk}");
+            ("M: x", FinishReason::Stop)
+        })
+        .await;
+        assert!(result.unwrap().truncated);
+        assert!(requests[0].prefix.len() + requests[0].prompt.len() <= 100);
+    }
+
+    #[tokio::test]
+    async fn the_real_engine_answers_the_same_every_time() {
+        let lm = lm();
+        let mut answers = Vec::new();
+        for seed in [5, 5, 6] {
+            answers.push(ask(&lm, &lm.engine, &lm.plain, "abc", seed).await.unwrap().text);
+        }
+        assert_eq!(answers[0], answers[1]);
+        assert_ne!(answers[0], answers[2]);
+    }
+
+    #[test]
+    fn seeds_depend_on_everything_that_is_named() {
+        let one = request_seed(1, "f", "m", "t", 0, 0);
+        let others = [
+            request_seed(2, "f", "m", "t", 0, 0),
+            request_seed(1, "g", "m", "t", 0, 0),
+            request_seed(1, "f", "n", "t", 0, 0),
+            request_seed(1, "f", "m", "u", 0, 0),
+            request_seed(1, "f", "m", "t", 1, 0),
+            request_seed(1, "f", "m", "t", 0, 1),
+            request_seed(1, "fm", "", "t", 0, 0),
+        ];
+        assert!(others.iter().all(|other| *other != one));
+        assert_eq!(one, request_seed(1, "f", "m", "t", 0, 0));
+    }
+}

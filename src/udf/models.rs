@@ -2,8 +2,7 @@
 
 use super::lm::Template;
 use crate::{
-    engine::{DeviceSpec, Engine, EngineOptions, Precision},
-    models::config::{Arch, DecoderConfig},
+    engine::{Engine, EngineOptions, Precision},
     rewards::fasttext::FastText,
     storage::hub,
     text::{
@@ -197,7 +196,7 @@ impl Models {
     pub async fn tokenizer(&self, name: &str) -> Result<Tokenizer> {
         let (entry, spec) = self.causal(name)?;
         let load = async || {
-            let dir = hub::resolve(&spec.path).await?;
+            let dir = hub::resolve_tokenizer(&spec.path).await?;
             blocking(move || Tokenizer::from_dir(&dir)).await
         };
         entry.tokenizer.get_or_try_init(load).await.cloned().with_context(|| format!("model `{name}`"))
@@ -277,32 +276,30 @@ async fn load_language_model(spec: &CausalLmSpec, hash: String) -> Result<Langua
     let dir = hub::resolve(&spec.path).await?;
     let spec = spec.clone();
     blocking(move || {
-        let config = DecoderConfig::from_dir(&dir)?;
         let (given, prompt) = with_recommended(&dir, &spec)?;
-        let settings = LmSettings::resolve(&given, &config)?;
         let tokenizer = Tokenizer::from_dir(&dir)?;
+        let chat = ChatTemplate::from_dir(&dir)?;
+        let rephrase = Template::new(&tokenizer, chat.as_ref(), &prompt)?;
+        let empty = Prompt { system: None, before: String::new(), after: String::new() };
+        let plain = Template::new(&tokenizer, chat.as_ref(), &empty)?;
+        let options = EngineOptions {
+            device: given.device.as_deref().unwrap_or("auto").parse()?,
+            precision: precision(given.precision.as_deref())?,
+            slots: given.slots.unwrap_or(DEFAULT_SLOTS),
+            threads: 0,
+        };
+        let engine = Engine::start(&dir, options)?;
+        let config = engine.config();
         let (tokens, vocab) = (tokenizer.vocab_size(), config.vocab_size);
         ensure!(
             tokens <= vocab,
             "{}: the tokenizer has {tokens} tokens but the model's vocabulary is {vocab}; the tokenizer does not fit the model",
             dir.display()
         );
-        let chat = ChatTemplate::from_dir(&dir)?;
-        let rephrase = Template::new(&tokenizer, chat.as_ref(), &prompt)?;
-        let plain = Template::new(&tokenizer, chat.as_ref(), &Prompt {
-            system: None,
-            before: String::new(),
-            after: String::new(),
-        })?;
-        let options = EngineOptions {
-            device: device(given.device.as_deref())?,
-            precision: precision(given.precision.as_deref())?,
-            slots: given.slots.unwrap_or(DEFAULT_SLOTS),
-            threads: 0,
-        };
         ensure!(!config.eos.is_empty(), "{}: the model names no end token (eos_token_id)", dir.display());
+        let qwen = format!("{:?}", config.arch).starts_with("Qwen");
+        let settings = LmSettings::resolve(&given, qwen, engine.limit())?;
         let stop = config.eos.clone().into();
-        let engine = Engine::start(&dir, options)?;
         Ok(LanguageModel { engine, tokenizer, chat, prompt, settings, rephrase, plain, stop, hash })
     })
     .await
@@ -353,17 +350,15 @@ fn with_recommended(dir: &Path, spec: &CausalLmSpec) -> Result<(CausalLmSpec, Pr
 }
 
 impl LmSettings {
-    /// Fills what is open with the paper's values (reference/repro.md section 4) and checks the rest.
-    fn resolve(spec: &CausalLmSpec, config: &DecoderConfig) -> Result<Self> {
-        let paper_prompt = match config.arch {
-            Arch::Qwen3 | Arch::Qwen2 => 8192,
-            Arch::Llama => 4096,
-        };
+    /// Fills what is open with the paper's values (reference/repro.md section 4) and checks the rest. `limit` is what a sequence can hold:
+    /// a smaller model than the paper's gets smaller requests.
+    fn resolve(spec: &CausalLmSpec, qwen: bool, limit: usize) -> Result<Self> {
+        let paper_prompt = if qwen { 8192 } else { 4096 };
         let settings = Self {
             temperature: spec.temperature.unwrap_or(1.0),
             top_p: spec.top_p.unwrap_or(0.9),
             top_k: spec.top_k.unwrap_or(0),
-            max_new_tokens: spec.max_new_tokens.unwrap_or(2048).min(config.max_positions / 2),
+            max_new_tokens: spec.max_new_tokens.unwrap_or(2048).min(limit / 2),
             max_prompt_tokens: spec.max_prompt_tokens.unwrap_or(paper_prompt),
             chunk_chars: spec.chunk_chars.unwrap_or(7000),
             chunk_boundary: spec.chunk_boundary.unwrap_or(Boundary::Char),
@@ -378,21 +373,8 @@ impl LmSettings {
         ensure!(settings.max_new_tokens > 0, "max_new_tokens must be at least 1");
         ensure!(settings.chunk_chars > 0, "chunk_chars must be at least 1");
         ensure!(spec.slots != Some(0), "slots must be at least 1");
-        // What the model can hold decides over what was asked.
-        let room = config.max_positions - settings.max_new_tokens;
+        let room = limit - settings.max_new_tokens;
         Ok(Self { max_prompt_tokens: settings.max_prompt_tokens.min(room), ..settings })
-    }
-}
-
-fn device(text: Option<&str>) -> Result<DeviceSpec> {
-    match text {
-        None | Some("auto") => Ok(DeviceSpec::Auto),
-        Some("cpu") => Ok(DeviceSpec::Cpu),
-        Some("cuda") => Ok(DeviceSpec::Cuda(0)),
-        Some(other) => {
-            let number = other.strip_prefix("cuda:").and_then(|n| n.parse().ok());
-            number.map(DeviceSpec::Cuda).with_context(|| format!("device must be auto, cpu or cuda:N, not `{other}`"))
-        }
     }
 }
 

@@ -5,5 +5,6 @@ mod engine;
 mod hub;
 mod layers;
 mod operator;
+mod session;
 mod train;
 mod yaml;

@@ -4,6 +4,8 @@
 mod fake;
 mod slt;
 
+use arrow::array::{ArrayRef, RecordBatch};
+use datafusion::datasource::MemTable;
 use fake::{Options, World, strings};
 use futures::StreamExt;
 use std::{
@@ -11,11 +13,14 @@ use std::{
     time::Duration,
 };
 
+fn column(values: &[String]) -> ArrayRef {
+    strings(&values.iter().map(|v| Some(v.as_str())).collect::<Vec<_>>())
+}
+
 /// Texts `t0`, `t1`, … in `rows` rows, of which `distinct` differ.
 fn big(world: &World, rows: usize, distinct: usize) {
     let ids: Vec<String> = (0..rows).map(|i| format!("r{i:05}")).collect();
     let texts: Vec<String> = (0..rows).map(|i| format!("t{}", i % distinct)).collect();
-    let column = |values: &[String]| strings(&values.iter().map(|v| Some(v.as_str())).collect::<Vec<_>>());
     world.table("big", &[("id", column(&ids)), ("text", column(&texts))]);
 }
 
@@ -62,8 +67,7 @@ async fn dropping_the_stream_cancels_the_calls() {
     assert!(made > 64, "several batches had begun: {made}");
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(world.log.count(), made, "no call begins after the drop");
-    let (finished, abandoned) =
-        (world.log.finished.load(Ordering::SeqCst), world.log.abandoned.load(Ordering::SeqCst));
+    let (finished, abandoned) = (world.log.finished.load(Ordering::SeqCst), world.log.abandoned.load(Ordering::SeqCst));
     assert_eq!(finished + abandoned, made, "every request ended with the stream");
     assert!(abandoned > made / 2, "{abandoned} of {made} were abandoned");
 }
@@ -138,6 +142,28 @@ async fn the_rule_finds_nothing_in_its_own_plan() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn columns_have_the_names_that_the_query_gives_them() {
+    let world = World::new();
+    for (query, names) in [
+        ("SELECT *, shout(text) FROM docs WHERE shout(text) <> 'x'", "id text lang n shout(docs.text)"),
+        ("SELECT d.id, l.*, facts(d.text) f FROM docs d JOIN labels l ON d.id = l.id", "id id label note f"),
+        (
+            "SELECT * FROM (SELECT * FROM docs WHERE shout(text) = 'A') a CROSS JOIN labels",
+            "id text lang n id label note",
+        ),
+        ("SELECT n AS text, shout(text) FROM docs ORDER BY n LIMIT 1", "text shout(docs.text)"),
+        ("SELECT count(shout(text)) FROM docs", "count(shout(docs.text))"),
+    ] {
+        let frame = world.session.sql(query).await.unwrap();
+        let planned: Vec<String> = frame.schema().fields().iter().map(|f| f.name().clone()).collect();
+        assert_eq!(planned.join(" "), names);
+        let stream = frame.execute_stream().await.unwrap();
+        let executed: Vec<String> = stream.schema().fields().iter().map(|f| f.name().clone()).collect();
+        assert_eq!(executed, planned);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn explain_analyze_counts() {
     let world = World::new();
     let rows = world.rows("EXPLAIN ANALYZE SELECT shout(text) FROM docs").await.unwrap();
@@ -153,7 +179,8 @@ async fn answers_do_not_depend_on_partitions() {
     for partitions in [1, 4] {
         let world = World::with(Options { partitions, delay: 5, ..Options::default() });
         big(&world, 500, 500);
-        results.push(world.rows("SELECT id, shout(text) FROM big WHERE shout(text) <> 'T3' ORDER BY id").await.unwrap());
+        results
+            .push(world.rows("SELECT id, shout(text) FROM big WHERE shout(text) <> 'T3' ORDER BY id").await.unwrap());
     }
     assert_eq!(results[0], results[1]);
     assert_eq!(results[0].len(), 499);
@@ -164,6 +191,7 @@ async fn planning_errors_say_what_there_is() {
     let world = World::new();
     for (query, parts) in [
         ("SELECT shout(text, 'nope') FROM docs", &["no model `nope`", "hq, other, rephraser"][..]),
+        ("EXPLAIN SELECT shout(text, 'nope') FROM docs", &["no model `nope`"]),
         ("SELECT shout(text, 'hq') FROM docs", &["`hq` is a fastText classifier"]),
         ("SELECT shout(text, lang) FROM docs", &["the model must be a constant"]),
         ("SELECT * FROM nope", &["no table `nope`", "docs, labels"]),
@@ -207,10 +235,15 @@ async fn parameters_are_values_not_text() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sort_beyond_the_memory_limit_spills() {
     let world = World::with(Options { memory: 24 << 20, ..Options::default() });
-    let ids: Vec<String> = (0..40_000).map(|i| format!("{:05}", (i * 7919) % 40_000)).collect();
-    let texts: Vec<String> = ids.iter().map(|id| id.repeat(120)).collect();
-    let column = |values: &[String]| strings(&values.iter().map(|v| Some(v.as_str())).collect::<Vec<_>>());
-    world.table("wide", &[("id", column(&ids)), ("text", column(&texts))]);
+    let batches: Vec<RecordBatch> = (0..40)
+        .map(|batch| {
+            let ids: Vec<String> = (0..1000).map(|i| format!("{:05}", (batch * 1000 + i) * 7919 % 40_000)).collect();
+            let texts: Vec<String> = ids.iter().map(|id| id.repeat(120)).collect();
+            RecordBatch::try_from_iter([("id", column(&ids)), ("text", column(&texts))]).unwrap()
+        })
+        .collect();
+    let wide = MemTable::try_new(batches[0].schema(), vec![batches]).unwrap();
+    world.session.context().register_table("wide", Arc::new(wide)).unwrap();
     let frame = world.session.sql("SELECT id, text FROM wide ORDER BY id").await.unwrap();
     let plan = frame.create_physical_plan().await.unwrap();
     let task = world.session.context().task_ctx();

@@ -180,17 +180,23 @@ impl World {
         )
         .unwrap();
         let world = Self { session, log, failed };
-        world.table("docs", &[
-            ("id", strings(&[Some("d1"), Some("d2"), Some("d3"), Some("d4"), Some("d5"), Some("d6")])),
-            ("text", strings(&[Some("alpha"), Some("beta"), Some("gamma"), Some("alpha"), None, Some("poison")])),
-            ("lang", strings(&[Some("en"), Some("de"), Some("en"), Some("en"), Some("en"), Some("de")])),
-            ("n", Arc::new(Int64Array::from(vec![1, 2, 3, 4, 5, 6]))),
-        ]);
-        world.table("labels", &[
-            ("id", strings(&[Some("d1"), Some("d2"), Some("d4"), Some("d9")])),
-            ("label", strings(&[Some("ALPHA"), Some("x"), Some("ALPHA"), Some("y")])),
-            ("note", strings(&[Some("one"), Some("two"), None, Some("nine")])),
-        ]);
+        world.table(
+            "docs",
+            &[
+                ("id", strings(&[Some("d1"), Some("d2"), Some("d3"), Some("d4"), Some("d5"), Some("d6")])),
+                ("text", strings(&[Some("alpha"), Some("beta"), Some("gamma"), Some("alpha"), None, Some("poison")])),
+                ("lang", strings(&[Some("en"), Some("de"), Some("en"), Some("en"), Some("en"), Some("de")])),
+                ("n", Arc::new(Int64Array::from(vec![1, 2, 3, 4, 5, 6]))),
+            ],
+        );
+        world.table(
+            "labels",
+            &[
+                ("id", strings(&[Some("d1"), Some("d2"), Some("d4"), Some("d9")])),
+                ("label", strings(&[Some("ALPHA"), Some("x"), Some("ALPHA"), Some("y")])),
+                ("note", strings(&[Some("one"), Some("two"), None, Some("nine")])),
+            ],
+        );
         world
     }
     pub fn table(&self, name: &str, columns: &[(&str, ArrayRef)]) {

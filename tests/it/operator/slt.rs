@@ -10,7 +10,9 @@ use datafusion::{
     logical_expr::{ColumnarValue, Volatility, create_udf},
 };
 use regex::Regex;
-use sqllogictest::{DBOutput, DefaultColumnType, Runner, default_column_validator, default_normalizer, default_validator};
+use sqllogictest::{
+    DBOutput, DefaultColumnType, Runner, default_column_validator, default_normalizer, default_validator,
+};
 use std::sync::Arc;
 
 struct Db(World);
@@ -28,10 +30,16 @@ impl Db {
     fn new() -> Self {
         let world = World::new();
         let log: Arc<Log> = Arc::clone(&world.log);
-        let count = create_udf("calls_made", vec![], DataType::Int64, Volatility::Volatile, Arc::new(move |_| {
-            let count = i64::try_from(log.take().len()).unwrap();
-            Ok(ColumnarValue::Scalar(ScalarValue::from(count)))
-        }));
+        let count = create_udf(
+            "calls_made",
+            vec![],
+            DataType::Int64,
+            Volatility::Volatile,
+            Arc::new(move |_| {
+                let count = i64::try_from(log.take().len()).unwrap();
+                Ok(ColumnarValue::Scalar(ScalarValue::from(count)))
+            }),
+        );
         world.session.context().register_udf(count);
         Self(world)
     }
