@@ -84,20 +84,29 @@ fn text_column(batch: &RecordBatch, name: &str) -> anyhow::Result<StringArray> {
 /// # Errors
 /// It is none of these, or it cannot be fetched.
 pub async fn model_directory(cx: &StageContext, name: &str) -> anyhow::Result<PathBuf> {
-    let made = cx.location.join(&format!("models/{name}"));
-    let path = if made.read(MANIFEST).await.ok().flatten().is_some() {
-        match made.local() {
-            Some(directory) => return Ok(directory),
-            None => made.to_string(),
-        }
-    } else {
-        match cx.models.spec(name) {
-            Some(ModelSpec::CausalLm(spec)) => spec.path.clone(),
-            Some(ModelSpec::Fasttext(_)) => bail!("`{name}` is a fastText classifier; a causal_lm is needed here"),
-            None => name.to_owned(),
-        }
-    };
+    let path = model_path(cx, name).await?;
     hub::resolve(&path).await.with_context(|| format!("the model `{name}`"))
+}
+
+/// The same where only the tokenizer is wanted: the directory need not hold weights.
+///
+/// # Errors
+/// As [`model_directory`].
+pub async fn tokenizer_directory(cx: &StageContext, name: &str) -> anyhow::Result<PathBuf> {
+    let path = model_path(cx, name).await?;
+    hub::resolve_tokenizer(&path).await.with_context(|| format!("the tokenizer `{name}`"))
+}
+
+async fn model_path(cx: &StageContext, name: &str) -> anyhow::Result<String> {
+    let made = cx.location.join(&format!("models/{name}"));
+    if made.read(MANIFEST).await.ok().flatten().is_some() {
+        return Ok(made.to_string());
+    }
+    match cx.models.spec(name) {
+        Some(ModelSpec::CausalLm(spec)) => Ok(spec.path.clone()),
+        Some(ModelSpec::Fasttext(_)) => bail!("`{name}` is a fastText classifier; a causal_lm is needed here"),
+        None => Ok(name.to_owned()),
+    }
 }
 
 /// What a training stage has to say besides its files.

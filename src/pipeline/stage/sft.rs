@@ -387,7 +387,7 @@ struct StageHooks<'a> {
 impl<'a> StageHooks<'a> {
     fn new(job: &'a Job, state: &State) -> Self {
         let in_pairs = state.pairs_from.is_some();
-        job.cx.progress.begin(&job.cx.output, Some(1000), 0, "steps");
+        job.cx.progress.begin(&job.cx.output, Some(1000), 0, "thousandths");
         Self { job, shown: 0, in_pairs }
     }
 }
@@ -400,7 +400,7 @@ impl Hooks for StageHooks<'_> {
     fn stepped(&mut self, report: &StepReport, state: &State, done: f64) {
         let in_pairs = state.pairs_from.is_some();
         if in_pairs && !self.in_pairs {
-            self.job.cx.progress.begin(&self.job.cx.output, Some(1000), 0, "steps");
+            self.job.cx.progress.begin(&self.job.cx.output, Some(1000), 0, "thousandths");
             (self.shown, self.in_pairs) = (0, true);
         }
         let now = ((done.min(1.0)) * 1000.0) as u64;

@@ -123,7 +123,7 @@ async fn source(config: &Config, cx: &StageContext) -> anyhow::Result<(PathBuf, 
             Ok((dir.clone(), Source::Directory(dir)))
         }
         Init::New(new) => {
-            let dir = artifact::model_directory(cx, &new.tokenizer).await?;
+            let dir = artifact::tokenizer_directory(cx, &new.tokenizer).await?;
             let model = new_model(new, &dir)?;
             Ok((dir, Source::Random(model, new.init_std)))
         }
