@@ -12,7 +12,11 @@ use super::{
 use crate::engine::pages::PAGE;
 
 /// Queries that one call takes at most.
-pub const QUERIES: usize = 8;
+pub const QUERIES: usize = 16;
+
+/// Positions whose values are cleared together before the first of them is written, and whose weights are written together:
+/// a tile's inner dimension. What lies behind the last position is then zero times zero.
+pub const GROUP: usize = 32;
 
 /// The cache of one layer and head as one sequence sees it.
 pub struct View<'a, E> {
@@ -46,6 +50,10 @@ pub struct Scratch<E> {
 
 /// Inner loops that differ by number type and processor. Positions run to the largest limit.
 pub struct Kernels<E: 'static> {
+    /// Prepares the thread (AMX tile configuration).
+    pub before: unsafe fn(),
+    /// Releases what `before` took.
+    pub after: unsafe fn(),
     /// `scores[q][p] = queries[q] · keys[p]` for all positions of the pages up to `limit`; stride in floats.
     pub scores: unsafe fn(&View<E>, queries: *const E, count: usize, limit: usize, scores: *mut f32, stride: usize),
     /// `out[q] = Σ weights[q][p] · values[p]`, stride `V` of `out`.
@@ -106,7 +114,7 @@ impl<E: Elem> Scratch<E> {
     }
 }
 
-/// `weights = exp(scale · (score - max))` up to `limit`, zeros up to `longest` rounded up to 16; returns one over the sum.
+/// `weights = exp(scale · (score - max))` up to `limit`, zeros up to `longest` rounded up to [`GROUP`]; returns one over the sum.
 #[inline(always)]
 unsafe fn softmax_row<S: Simd, E: Elem>(
     scores: *mut f32,
@@ -115,9 +123,9 @@ unsafe fn softmax_row<S: Simd, E: Elem>(
     longest: usize,
     scale: f32,
 ) -> f32 {
-    // SAFETY: both rows hold `longest` rounded up to 16.
+    // SAFETY: both rows hold `longest` rounded up to a page.
     unsafe {
-        for p in limit..longest.next_multiple_of(LANES) {
+        for p in limit..limit.next_multiple_of(LANES) {
             *scores.add(p) = f32::NEG_INFINITY;
         }
         let mut high = S::splat(f32::NEG_INFINITY);
@@ -140,7 +148,7 @@ unsafe fn softmax_row<S: Simd, E: Elem>(
             sum = S::add(sum, e);
             E::store::<S>(weights.add(p), e);
         }
-        for p in limit.next_multiple_of(LANES)..longest.next_multiple_of(LANES) {
+        for p in limit.next_multiple_of(LANES)..longest.next_multiple_of(GROUP) {
             *weights.add(p) = E::from_f32(0.0);
         }
         1.0 / S::sum(sum)
@@ -150,30 +158,30 @@ vectorised!(
     /// One row of scores to weights.
     softmax => softmax_row::<E: Elem>(scores: *mut f32, weights: *mut E, limit: usize, longest: usize, scale: f32) -> f32);
 
-/// Writes a key and a value of one position.
+/// Writes a key and a value of one position. The first position of a [`GROUP`] clears the group's values.
 ///
 /// # Safety
-/// `keys` and `values` are the page's blocks of this head; nobody else touches that position's pair.
+/// `keys` and `values` are the page's blocks of this head; nobody else touches that position's group.
 pub unsafe fn write<E: Elem>(keys: *mut E, values: *mut E, position: usize, key: &[f32], value: &[f32]) {
     let (block, lane, pack) = (position % PAGE / LANES, position % LANES, E::PACK);
     let dim = key.len();
     let wide = dim.next_multiple_of(LANES);
     let (pair, half) = (position % PAGE / pack, position % pack);
-    for d in 0..dim {
-        // SAFETY: inside the page's blocks, by the layout above.
-        unsafe {
-            *keys.add(block * dim * LANES + (d / pack * LANES + lane) * pack + d % pack) = E::from_f32(key[d]);
-            let at = values.add((pair * wide + d) * pack);
-            if half == 0 {
-                // The rest of the pair is read with weight zero before it is written: it must be a number.
-                for rest in 1..pack {
-                    *at.add(rest) = E::from_f32(0.0);
-                }
-            }
-            *at.add(half) = E::from_f32(value[d]);
+    // SAFETY: inside the page's blocks, by the layout above; all-zero bytes are the number zero.
+    unsafe {
+        if position.is_multiple_of(GROUP) {
+            values.add(position % PAGE * wide).write_bytes(0, GROUP * wide);
+        }
+        let keys = keys.add(block * dim * LANES + lane * pack);
+        let values = values.add(pair * wide * pack + half);
+        for d in 0..dim {
+            *keys.add(d / pack * LANES * pack + d % pack) = E::from_f32(key[d]);
+            *values.add(d * pack) = E::from_f32(value[d]);
         }
     }
 }
+
+unsafe fn nothing() {}
 
 /// The f32 kernels for those vectors.
 pub fn f32_kernels(vector: Vector) -> Kernels<f32> {
@@ -187,7 +195,7 @@ pub fn f32_kernels(vector: Vector) -> Kernels<f32> {
                 // SAFETY: chosen for that processor; the rest is passed on.
                 unsafe { f32_mix($vector, v, w, stride, n, limit, out) }
             }
-            Kernels { scores, mix }
+            Kernels { before: nothing, after: nothing, scores, mix }
         }};
     }
     match vector {
@@ -345,5 +353,5 @@ pub fn bf16_portable_kernels() -> Kernels<u16> {
             }
         }
     }
-    Kernels { scores, mix }
+    Kernels { before: nothing, after: nothing, scores, mix }
 }

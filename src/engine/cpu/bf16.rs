@@ -1,107 +1,13 @@
-//! bf16 kernels for x86-64: AMX tiles for matrices, AVX512-BF16 dot products for attention and for processors without AMX.
+//! bf16 kernels on AVX512-BF16 dot products: for processors without AMX, and for heads that do not fill tiles.
 #![cfg(target_arch = "x86_64")]
 
 use super::{
     attend::{Kernels, View},
-    gemm::{Args, INNER, Kernel},
+    gemm::{Args, Kernel},
     simd::LANES,
 };
 use crate::engine::pages::PAGE;
-use std::arch::{asm, x86_64::*};
-
-/// Elements of one packed tile: 16 pairs × 16 columns × 2.
-const TILE: usize = 512;
-
-/// Matrices on AMX: per 32 inner elements, two tiles of rows times two of columns.
-pub fn amx_kernel() -> Kernel<u16> {
-    Kernel { before: amx_configure, block: amx_block, after: amx_release }
-}
-
-/// The 64-byte operand of LDTILECFG: palette 1, eight tiles of 16 rows × 64 bytes (Intel SDM, volume 1, chapter 18).
-#[repr(C, align(64))]
-struct TileConfig {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    row_bytes: [u16; 16],
-    rows: [u8; 16],
-}
-
-static TILES: TileConfig = TileConfig {
-    palette: 1,
-    start_row: 0,
-    reserved: [0; 14],
-    row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
-    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
-};
-
-unsafe fn amx_configure() {
-    // SAFETY: only on processors with AMX; a valid configuration.
-    unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const TILES, options(nostack, readonly, preserves_flags)) }
-}
-
-unsafe fn amx_release() {
-    // SAFETY: only on processors with AMX.
-    unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
-}
-
-unsafe fn amx_block(args: &Args<u16>) {
-    let second = if args.rows > 16 { 16 * args.x_stride } else { 0 };
-    // SAFETY: rows up to the next multiple of 16 are readable, panels hold `inner / 32` tiles, `out` 32 × 32 floats.
-    unsafe {
-        if second == 0 {
-            asm!(
-                "tilezero tmm0", "tilezero tmm1",
-                "2:",
-                "tileloadd tmm4, [{x} + {xs}]",
-                "tileloadd tmm6, [{w} + {line}]",
-                "tileloadd tmm7, [{v} + {line}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "add {x}, 64", "add {w}, 1024", "add {v}, 1024",
-                "dec {n}",
-                "jnz 2b",
-                "tilestored [{out} + {row}], tmm0",
-                "tilestored [{out} + {row} + 64], tmm1",
-                x = inout(reg) args.x => _, xs = in(reg) args.x_stride * 2,
-                w = inout(reg) args.w => _, v = inout(reg) args.w.add(args.panel) => _, line = in(reg) 64usize,
-                n = inout(reg) args.inner / INNER => _,
-                out = in(reg) args.out, row = in(reg) 128usize,
-                out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
-                options(nostack),
-            );
-        } else {
-            asm!(
-                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-                "2:",
-                "tileloadd tmm4, [{x} + {xs}]",
-                "tileloadd tmm6, [{w} + {line}]",
-                "tileloadd tmm7, [{v} + {line}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{y} + {xs}]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {x}, 64", "add {y}, 64", "add {w}, 1024", "add {v}, 1024",
-                "dec {n}",
-                "jnz 2b",
-                "tilestored [{out} + {row}], tmm0",
-                "tilestored [{out} + {row} + 64], tmm1",
-                "tilestored [{out} + {row} + 2048], tmm2",
-                "tilestored [{out} + {row} + 2112], tmm3",
-                x = inout(reg) args.x => _, y = inout(reg) args.x.add(second) => _, xs = in(reg) args.x_stride * 2,
-                w = inout(reg) args.w => _, v = inout(reg) args.w.add(args.panel) => _, line = in(reg) 64usize,
-                n = inout(reg) args.inner / INNER => _,
-                out = in(reg) args.out, row = in(reg) 128usize,
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack),
-            );
-        }
-    }
-}
-
-const _: () = assert!(TILE * 2 == 1024, "the assembly steps by one packed tile");
+use std::arch::x86_64::*;
 
 /// Matrices on AVX512-BF16.
 pub fn dot_kernel() -> Kernel<u16> {
@@ -166,7 +72,8 @@ unsafe fn broadcast(p: *const u16) -> __m512bh {
 
 /// Attention on AVX512-BF16.
 pub fn attend_kernels() -> Kernels<u16> {
-    Kernels { scores, mix }
+    unsafe fn nothing() {}
+    Kernels { before: nothing, after: nothing, scores, mix }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]

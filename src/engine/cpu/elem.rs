@@ -28,7 +28,7 @@ pub trait Elem: Plain {
     /// The matrix kernel of this processor.
     fn gemm_kernel(isa: Isa) -> gemm::Kernel<Self>;
     /// The attention kernels of this processor.
-    fn attend_kernels(isa: Isa) -> attend::Kernels<Self>;
+    fn attend_kernels(isa: Isa, head_dim: usize) -> attend::Kernels<Self>;
 }
 
 impl Elem for f32 {
@@ -50,7 +50,7 @@ impl Elem for f32 {
     fn gemm_kernel(isa: Isa) -> gemm::Kernel<Self> {
         gemm::f32_kernel(isa.vector)
     }
-    fn attend_kernels(isa: Isa) -> attend::Kernels<Self> {
+    fn attend_kernels(isa: Isa, _head_dim: usize) -> attend::Kernels<Self> {
         attend::f32_kernels(isa.vector)
     }
 }
@@ -75,14 +75,16 @@ impl Elem for u16 {
     fn gemm_kernel(isa: Isa) -> gemm::Kernel<Self> {
         match isa.bf16 {
             #[cfg(target_arch = "x86_64")]
-            Bf16::Amx => super::bf16::amx_kernel(),
+            Bf16::Amx => super::amx::gemm_kernel(),
             #[cfg(target_arch = "x86_64")]
             Bf16::Avx512 => super::bf16::dot_kernel(),
             _ => gemm::bf16_portable_kernel(),
         }
     }
-    fn attend_kernels(isa: Isa) -> attend::Kernels<Self> {
+    fn attend_kernels(isa: Isa, head_dim: usize) -> attend::Kernels<Self> {
         match isa.bf16 {
+            #[cfg(target_arch = "x86_64")]
+            Bf16::Amx if head_dim.is_multiple_of(super::amx::HEAD) => super::amx::attend_kernels(),
             #[cfg(target_arch = "x86_64")]
             Bf16::Amx | Bf16::Avx512 => super::bf16::attend_kernels(),
             _ => attend::bf16_portable_kernels(),

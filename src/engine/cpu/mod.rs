@@ -5,7 +5,10 @@
 //! result of a sequence does not depend on its neighbours, on the number of slots, or on how its prompt was cut.
 //! Departure from transformers in bf16: residual stream, norms and rotation stay in f32; products take bf16 inputs.
 
+#[cfg(target_arch = "x86_64")]
+pub mod amx;
 pub mod attend;
+#[cfg(target_arch = "x86_64")]
 pub mod bf16;
 pub mod buffer;
 pub mod elem;
@@ -268,8 +271,10 @@ impl<E: Elem> Attention<'_, E> {
         let mut scratch = self.scratch[thread].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let segment = &self.batch.segments[task.segment];
         scratch.reserve(self.config.head_dim, segment.pages.len());
+        let kernels = E::attend_kernels(self.isa, self.config.head_dim);
         // SAFETY: passed on.
         unsafe {
+            (kernels.before)();
             if task.write {
                 for row in 0..segment.rows {
                     self.write(segment, row, task.head, &mut scratch);
@@ -284,6 +289,7 @@ impl<E: Elem> Attention<'_, E> {
                     self.attend(segment, first..last, heads, task.head, &mut scratch);
                 }
             }
+            (kernels.after)();
         }
     }
 
@@ -346,7 +352,7 @@ impl<E: Elem> Attention<'_, E> {
             let wide = dim.next_multiple_of(LANES);
             let view = View { keys, values, key_page: page * dim, value_page: page * wide, pages: &segment.pages, dim };
             let scale = 1.0 / (dim as f32).sqrt();
-            scratch.attend(self.isa.vector, E::attend_kernels(self.isa), &view, &limits[..count], scale);
+            scratch.attend(self.isa.vector, E::attend_kernels(self.isa, dim), &view, &limits[..count], scale);
             let mut done = 0;
             for row in rows {
                 for head in heads.clone() {
