@@ -4,7 +4,6 @@ use super::{
     Failure,
     output::{Out, message},
     report,
-    show::Format,
     sql::{Desk, Note},
 };
 use rustyline::{

@@ -403,7 +403,8 @@ impl Builder<'_> {
 
     fn check_model(&mut self, name: &str, at: &Place, models: &BTreeMap<String, ModelSpec>) {
         if !models.contains_key(name) && !self.spec.models.contains_key(name) {
-            let known: Vec<&String> = models.keys().collect();
+            let known: BTreeSet<&String> = models.keys().chain(self.spec.models.keys()).collect();
+            let known: Vec<&String> = known.into_iter().collect();
             let message = format!(
                 "no model `{name}`{}; add it under `models:` or a stage `model: {name}`",
                 suggest(name, &known)

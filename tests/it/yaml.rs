@@ -160,7 +160,7 @@ fn parameters_without_a_value() {
         &[
             "p.yaml:2:14: the parameter `a` uses itself, directly or through another",
             "p.yaml:2:25: the parameter `b` uses itself, directly or through another",
-            "p.yaml:2:37: no parameter `d`; known: ; give it with --set d=VALUE",
+            "p.yaml:2:37: no parameter `d`; there are none; give it with --set d=VALUE",
         ],
     );
 }
