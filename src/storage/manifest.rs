@@ -57,6 +57,19 @@ pub struct Manifest {
     pub cost: Cost,
 }
 
+impl Manifest {
+    /// The columns of a schema as the manifest lists them.
+    pub fn columns(schema: &arrow::datatypes::Schema) -> Vec<Column> {
+        let column = |f: &std::sync::Arc<arrow::datatypes::Field>| Column {
+            name: f.name().clone(),
+            kind: f.data_type().to_string(),
+            nullable: f.is_nullable(),
+        };
+        schema.fields().iter().map(column).collect()
+    }
+}
+
+/// A column of a table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Column {
     pub name: String,
@@ -73,4 +86,27 @@ pub struct Cost {
     pub output_tokens: u64,
     pub tokens_per_second: f64,
     pub peak_memory_bytes: u64,
+}
+
+/// A finished model: `_manifest.json` in its directory, written last.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ModelManifest {
+    pub model: String,
+    /// What decides whether the stage must run again, as for tables.
+    pub key: String,
+    pub code_version: String,
+    /// `causal_lm`, `tokenizer` or `fasttext`.
+    pub kind: String,
+    /// Relative to the model directory; `rows` is 0.
+    pub files: Vec<DataFile>,
+    /// Training examples: input = kept (used) + dropped (empty or too long) + failed (0).
+    pub rows: Rows,
+    /// Input table → hash.
+    pub inputs: BTreeMap<String, String>,
+    /// Model → hash.
+    pub models: BTreeMap<String, String>,
+    /// What the training measured at its end, e.g. `loss`, `held_out_accuracy`, `steps`, `parameters`.
+    pub figures: BTreeMap<String, f64>,
+    /// `output_tokens` counts tokens trained on.
+    pub cost: Cost,
 }

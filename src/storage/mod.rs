@@ -2,6 +2,10 @@
 //! model files come from. Knows nothing of SQL or of what a stage does.
 
 pub mod commit;
+mod fragment;
+mod glob;
 pub mod hub;
 pub mod location;
 pub mod manifest;
+pub mod reader;
+pub mod s3;

@@ -2,6 +2,8 @@
 
 pub mod chat;
 pub mod chunk;
+pub mod corrupt;
+pub mod detokenise;
 pub mod extract;
 pub mod lines;
 pub mod prompt;

@@ -62,6 +62,11 @@ impl Frame {
         self.head.len() + self.tail.len()
     }
 
+    /// The ids before and after a document, tokenised without one.
+    pub fn ends(&self) -> (&[u32], &[u32]) {
+        (&self.head, &self.tail)
+    }
+
     /// The request for `document`, of at most `max_tokens` tokens: a longer document keeps its first and last part.
     pub fn request(&self, document: &str, max_tokens: usize) -> anyhow::Result<Request> {
         let tokens = self.encode(document)?;

@@ -185,10 +185,7 @@ mod tests {
         let message = |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
         assert_eq!(chat.render(&[message("user", " a\n")]).unwrap(), "<|user|> a\n<|assistant|>");
         let turns = [message("system", "s"), message("user", "u"), message("assistant", "x"), message("user", "v")];
-        assert_eq!(
-            chat.render(&turns).unwrap(),
-            "<|system|>s<|user|>u<|assistant|>x<|end|><|user|>v<|assistant|>"
-        );
+        assert_eq!(chat.render(&turns).unwrap(), "<|system|>s<|user|>u<|assistant|>x<|end|><|user|>v<|assistant|>");
     }
 
     #[test]

@@ -49,19 +49,13 @@ pub fn to_bytes(parameters: &FlatParameters, adamw: &AdamW, state: &State) -> an
 ///
 /// # Errors
 /// The file is not a whole checkpoint, or it is one of a model with other parameters.
-pub fn restore(
-    bytes: &[u8],
-    what: &str,
-    parameters: &mut FlatParameters,
-    adamw: &mut AdamW,
-) -> anyhow::Result<State> {
-    restore_inner(bytes, parameters, adamw).with_context(|| {
-        format!("cannot continue from the checkpoint {what}; remove it to train from the start")
-    })
+pub fn restore(bytes: &[u8], what: &str, parameters: &mut FlatParameters, adamw: &mut AdamW) -> anyhow::Result<State> {
+    restore_inner(bytes, parameters, adamw)
+        .with_context(|| format!("cannot continue from the checkpoint {what}; remove it to train from the start"))
 }
 
 fn restore_inner(bytes: &[u8], parameters: &mut FlatParameters, adamw: &mut AdamW) -> anyhow::Result<State> {
-    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| anyhow::anyhow!("not a safetensors file: {e}"))?;
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
     let metadata = header.metadata().clone().unwrap_or_default();
     let field = |name: &str| metadata.get(name).with_context(|| format!("it holds no `{name}`"));
     if field("format")? != FORMAT {
@@ -71,7 +65,7 @@ fn restore_inner(bytes: &[u8], parameters: &mut FlatParameters, adamw: &mut Adam
     if *found != expected {
         bail!("it belongs to another model: {}", difference(found, &expected));
     }
-    let tensors = SafeTensors::deserialize(bytes).map_err(|e| anyhow::anyhow!("the file is cut off or damaged: {e}"))?;
+    let tensors = SafeTensors::deserialize(bytes).map_err(damaged)?;
     let state = serde_json::from_str(field("state")?).context("its state does not parse")?;
     let device = parameters.master.device();
     let size = parameters.master.size();
@@ -86,6 +80,10 @@ fn restore_inner(bytes: &[u8], parameters: &mut FlatParameters, adamw: &mut Adam
     adamw.first = first;
     adamw.second = second;
     Ok(state)
+}
+
+fn damaged(error: safetensors::SafeTensorError) -> anyhow::Error {
+    anyhow::anyhow!("it is not a whole safetensors file ({error}); it may be cut off")
 }
 
 /// Names and shapes of all parameters, in buffer order.
@@ -134,7 +132,10 @@ impl Store {
     /// The location cannot be written; the checkpoint before it is still there then.
     pub async fn save(&self, step: u64, bytes: Bytes) -> anyhow::Result<()> {
         let name = format!("{}-{step:012}.safetensors", self.key);
-        self.directory.write(&name, bytes).await.with_context(|| format!("cannot write the checkpoint of step {step}"))?;
+        self.directory
+            .write(&name, bytes)
+            .await
+            .with_context(|| format!("cannot write the checkpoint of step {step}"))?;
         for other in self.names().await?.into_iter().filter(|n| *n != name) {
             self.directory.delete(&other).await?;
         }

@@ -87,7 +87,8 @@ pub fn train(examples: &Examples, options: Options, path: &Path) -> anyhow::Resu
         writeln!(input, "{line}").context("cannot write the training file")?;
     }
     input.flush().context("cannot write the training file")?;
-    let model = FastText::train(arguments(options, input.path())).map_err(|e| anyhow!("fastText training failed: {e}"))?;
+    let model =
+        FastText::train(arguments(options, input.path())).map_err(|e| anyhow!("fastText training failed: {e}"))?;
     model
         .save_model(path.to_str().context("the path is not UTF-8")?)
         .map_err(|e| anyhow!("cannot write {}: {e}", path.display()))?;

@@ -34,8 +34,7 @@ pub struct AnswerLoss {
 ///   d sum / d weight = (p - onehot)^T @ hidden   [V, H]
 pub fn answer_loss(hidden: &Tensor, weight: &Tensor, targets: &Tensor, scale: f64, chunk_rows: i64) -> AnswerLoss {
     let parts = tch::no_grad(|| gradients(hidden, weight, targets, scale, chunk_rows));
-    let surrogate =
-        (hidden * &parts.hidden_grad).sum(Kind::Float) + (weight * &parts.weight_grad).sum(Kind::Float);
+    let surrogate = (hidden * &parts.hidden_grad).sum(Kind::Float) + (weight * &parts.weight_grad).sum(Kind::Float);
     AnswerLoss { sum: parts.sum, correct: parts.correct, surrogate }
 }
 
@@ -81,8 +80,7 @@ fn gradients(hidden: &Tensor, weight: &Tensor, targets: &Tensor, scale: f64, chu
         hidden_grads.push(d_logits.matmul(weight));
         weight_grad += d_logits.tr().matmul(&rows);
     }
-    let hidden_grad =
-        if hidden_grads.is_empty() { hidden.zeros_like() } else { Tensor::cat(&hidden_grads, 0) };
+    let hidden_grad = if hidden_grads.is_empty() { hidden.zeros_like() } else { Tensor::cat(&hidden_grads, 0) };
     Gradients { sum, correct, hidden_grad, weight_grad: weight_grad.to_kind(weight.kind()) }
 }
 
@@ -142,8 +140,7 @@ mod tests {
     /// Loss and both gradients against torch.nn.functional.cross_entropy (tests/golden/train.py).
     #[test]
     fn as_pytorch() {
-        let golden: serde_json::Value =
-            serde_json::from_str(include_str!("../../tests/golden/train.json")).unwrap();
+        let golden: serde_json::Value = serde_json::from_str(include_str!("../../tests/golden/train.json")).unwrap();
         let golden = &golden["loss"];
         let floats = |name: &str| -> Tensor {
             let values: Vec<f32> = serde_json::from_value(golden[name].clone()).unwrap();
@@ -163,8 +160,7 @@ mod tests {
                 let far = (tensor.grad().view([-1]) - floats(name)).abs().max().double_value(&[]);
                 assert!(far < 1e-6, "{name} at chunk {chunk}: off by {far}");
             }
-            let (sum, correct) =
-                answer_loss_value(&hidden, &weight, &Tensor::from_slice(&targets), chunk);
+            let (sum, correct) = answer_loss_value(&hidden, &weight, &Tensor::from_slice(&targets), chunk);
             assert!((sum.double_value(&[]) / rows as f64 - mean).abs() < 1e-9);
             assert_eq!(correct.int64_value(&[]), golden["correct"].as_i64().unwrap());
         }

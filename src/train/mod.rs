@@ -11,4 +11,5 @@ pub mod loss;
 pub mod metrics;
 pub mod optim;
 pub mod schedule;
+pub mod setup;
 pub mod sft;

@@ -144,16 +144,14 @@ mod tests {
     use super::*;
 
     fn weights(pairs: &[(&str, &[f32], &[i64])]) -> Weights {
-        let tensors =
-            pairs.iter().map(|(n, v, s)| ((*n).to_owned(), Tensor::from_slice(v).view(*s))).collect();
+        let tensors = pairs.iter().map(|(n, v, s)| ((*n).to_owned(), Tensor::from_slice(v).view(*s))).collect();
         Weights { tensors }
     }
 
     /// Ten steps on gradients that depend on the parameters, against torch.optim.AdamW with clip_grad_norm_ (tests/golden/train.py).
     #[test]
     fn as_pytorch() {
-        let golden: serde_json::Value =
-            serde_json::from_str(include_str!("../../tests/golden/train.json")).unwrap();
+        let golden: serde_json::Value = serde_json::from_str(include_str!("../../tests/golden/train.json")).unwrap();
         let golden = &golden["adamw"];
         let list = |name: &str| -> Vec<f32> { serde_json::from_value(golden[name].clone()).unwrap() };
         let matrix = list("matrix");

@@ -25,8 +25,7 @@ impl Schedule {
 
     /// The learning rate of step `step` (from 0) when `done` of the budget is used up before it.
     pub fn rate(&self, step: u64, done: f64) -> f64 {
-        let warm =
-            if step < self.warmup_steps { (step + 1) as f64 / self.warmup_steps as f64 } else { 1.0 };
+        let warm = if step < self.warmup_steps { (step + 1) as f64 / self.warmup_steps as f64 } else { 1.0 };
         let cosine = (1.0 + (std::f64::consts::PI * done.clamp(0.0, 1.0)).cos()) / 2.0;
         warm * (self.floor + (self.peak - self.floor) * cosine)
     }

@@ -111,8 +111,7 @@ impl Trainer {
         let (mut sum, mut correct, mut answers) = (0.0, 0, 0);
         for batch in batches {
             let (hidden, targets) = self.answer_states(batch);
-            let (loss, right) =
-                loss::answer_loss_value(&hidden, self.output_weight(), &targets, loss::CHUNK_ROWS);
+            let (loss, right) = loss::answer_loss_value(&hidden, self.output_weight(), &targets, loss::CHUNK_ROWS);
             sum += loss.double_value(&[]);
             correct += right.int64_value(&[]);
             answers += batch.targets.len();
@@ -132,8 +131,7 @@ impl Trainer {
     }
 
     fn output_weight(&self) -> &Tensor {
-        let name =
-            if self.decoder.config.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        let name = if self.decoder.config.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
         self.decoder.weights.tensors.get(name).expect("a decoder has its output weight")
     }
 }
@@ -313,8 +311,7 @@ fn pair_phase(
         if done >= 1.0 {
             break;
         }
-        let batches: Vec<MicroBatch> =
-            (0..plan.micro_batches()).map_while(|_| stream.next_batch()).collect();
+        let batches: Vec<MicroBatch> = (0..plan.micro_batches()).map_while(|_| stream.next_batch()).collect();
         ensure!(!batches.is_empty(), "there are no pairs to train on");
         state.cursor = stream.cursor();
         let report = trainer.step(&batches, phase.schedule.rate(used.steps, done))?;

@@ -178,8 +178,8 @@ fn checkpoints_of_other_models_and_broken_ones_are_refused() {
         assert_eq!(masters(&other), before);
     };
     check(&bytes, "another model: it has `model.embed_tokens.weight [40, 16]` where this model has");
-    check(&bytes[..bytes.len() / 2], "cut off or damaged");
-    check(b"PK", "not a safetensors file");
+    check(&bytes[..bytes.len() / 2], "may be cut off");
+    check(b"PK", "not a whole safetensors file");
 }
 
 #[test]

@@ -42,9 +42,8 @@ fn each_line(mut see: impl FnMut(&str, &Path, usize, &str)) {
 
 /// Whether `name::` is used in `line` as a path's first segment.
 fn names(line: &str, name: &str) -> bool {
-    line.match_indices(&format!("{name}::")).any(|(at, _)| {
-        !line[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == ':')
-    })
+    line.match_indices(&format!("{name}::"))
+        .any(|(at, _)| !line[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == ':'))
 }
 
 #[test]

@@ -109,7 +109,11 @@ pub async fn run(query: &Query, cx: &StageContext) -> Result<Manifest> {
             .try_collect()
             .await?;
     drop(records);
-    commit.publish(Manifest::describe(cx)).await
+    let totals = commit.totals();
+    let mut manifest = Manifest::describe(cx);
+    manifest.rows.dropped = totals.input.saturating_sub(totals.kept + totals.failed);
+    manifest.rows.created = (totals.kept + totals.failed).saturating_sub(totals.input);
+    commit.publish(manifest).await
 }
 
 async fn run_fragment(
@@ -121,8 +125,7 @@ async fn run_fragment(
     let failures: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
     let frame = plan(query, fragment.slice.as_ref(), cx, sink(&failures)).await?;
     let tokens_before = cx.models.output_tokens();
-    let mut stream =
-        frame.execute_stream().await.with_context(|| format!("{}: cannot run the query", query.origin))?;
+    let mut stream = frame.execute_stream().await.with_context(|| format!("{}: cannot run the query", query.origin))?;
     let mut writer = commit.fragment(&fragment.id, stream.schema()).await?;
     loop {
         let next = tokio::select! {
@@ -138,7 +141,8 @@ async fn run_fragment(
     drop(stream);
     let failed = record_failures(&mut writer, &failures);
     let made = cx.models.output_tokens().saturating_sub(tokens_before);
-    let record = writer.finish_with(fragment.input, made).await?;
+    writer.add_output_tokens(made);
+    let record = writer.finish(fragment.input).await?;
     let unseen = fragment.input.saturating_sub(record.kept);
     cx.progress.advance(&cx.output, unseen, &if failed > 0 { format!("{failed} failed") } else { String::new() });
     Ok(record)
@@ -153,8 +157,7 @@ fn sink(failures: &Arc<Mutex<Vec<(String, String)>>>) -> FailureSink {
 
 /// Hands the collected failures to the writer, ordered by row id so that two runs write the same file.
 fn record_failures(writer: &mut FragmentWriter, failures: &Mutex<Vec<(String, String)>>) -> usize {
-    let mut rows =
-        std::mem::take(&mut *failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+    let mut rows = std::mem::take(&mut *failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
     rows.sort();
     let count = rows.len();
     for (row_id, error) in rows {
