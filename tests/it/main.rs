@@ -3,6 +3,7 @@
 
 mod engine;
 mod hub;
+mod cli;
 mod layers;
 mod operator;
 mod session;
