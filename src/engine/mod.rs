@@ -1,7 +1,28 @@
 //! Generation: token ids in, token ids out. One OS thread owns a device and its model; requests join and leave a
 //! continuous batch at any step. Knows nothing of text, SQL or Arrow.
+//!
+//! [`scheduler`] decides what each step computes, a [`backend`] computes it, [`sampling`] draws. A request's result
+//! depends on its tokens, sampling and seed only: not on slots, neighbours, or the order of arrival.
 
-use std::{path::Path, sync::Arc};
+pub mod backend;
+pub mod cpu;
+mod memory;
+mod pages;
+mod sampling;
+mod scheduler;
+mod sequence;
+mod start;
+
+use crate::models::config::DecoderConfig;
+pub use crate::models::device::DeviceSpec;
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+        mpsc,
+    },
+};
 
 /// How the next token is drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,6 +44,7 @@ pub struct Request {
     pub prompt: Vec<u32>,
     /// Upper bound on generated tokens, the stop token included.
     pub max_new_tokens: usize,
+    /// How tokens are drawn.
     pub sampling: Sampling,
     /// Token ids that end the sequence (not part of the result).
     pub stop: Arc<[u32]>,
@@ -30,49 +52,73 @@ pub struct Request {
     pub seed: u64,
 }
 
+/// Why a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
+    /// A stop token was drawn.
     Stop,
+    /// `max_new_tokens` were drawn.
     Length,
 }
 
+/// A finished sequence.
 #[derive(Debug, Clone)]
 pub struct Completion {
+    /// What was generated, without the stop token.
     pub tokens: Vec<u32>,
+    /// Why it ended.
     pub finish: FinishReason,
 }
 
 /// A fault of one request; the others go on.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RequestError {
+    /// It could never fit.
     #[error("the prompt has {prompt} tokens and {new} new ones were asked, but the model holds {limit} positions")]
-    TooLong { prompt: usize, new: usize, limit: usize },
+    TooLong {
+        /// Tokens of prefix and prompt.
+        prompt: usize,
+        /// Tokens asked for.
+        new: usize,
+        /// Positions of the model, or of the cache if the memory holds fewer.
+        limit: usize,
+    },
+    /// A prompt token that the model has no embedding for.
     #[error("token id {id} is outside the vocabulary of {vocab}; the tokenizer does not fit the model")]
-    TokenOutOfRange { id: u32, vocab: usize },
+    TokenOutOfRange {
+        /// The token.
+        id: u32,
+        /// Ids from 0 to below this are known.
+        vocab: usize,
+    },
+    /// There is nothing to continue.
+    #[error("the prompt has no tokens")]
+    Empty,
+    /// NaN or infinite logits.
     #[error("the model produced logits that are not numbers at token {0}")]
     NotANumber(usize),
+    /// The device thread ended.
     #[error("the engine stopped: {0}")]
     Stopped(String),
 }
 
-/// Where a model runs: `auto | cpu | cuda:N`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceSpec {
-    Auto,
-    Cpu,
-    Cuda(usize),
-}
-
+/// Number type of weights, activations and cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
+    /// bf16 where the device multiplies it faster, else f32.
     Auto,
+    /// f32.
     F32,
+    /// bf16, also where it is slow.
     Bf16,
 }
 
+/// How an engine runs.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
+    /// Where.
     pub device: DeviceSpec,
+    /// In which number type.
     pub precision: Precision,
     /// Sequences generated at the same time.
     pub slots: usize,
@@ -83,17 +129,43 @@ pub struct EngineOptions {
 /// Counters since start, for progress and manifests.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct EngineStats {
+    /// Prompt tokens computed; a shared prefix counts once.
     pub prompt_tokens: u64,
+    /// Tokens generated, stop tokens included.
     pub output_tokens: u64,
+    /// Requests answered without an error.
     pub completed: u64,
+    /// Sequences in slots.
     pub running: usize,
+    /// Requests not yet in a slot.
     pub waiting: usize,
 }
 
 /// A handle to a running engine; clones share it. The thread ends when the last handle is dropped.
 #[derive(Debug, Clone)]
 pub struct Engine {
-    _p: (),
+    queue: mpsc::Sender<sequence::Waiting>,
+    shared: Arc<Shared>,
+}
+
+/// What handles and the device thread share.
+#[derive(Debug)]
+struct Shared {
+    config: DecoderConfig,
+    /// Longest sequence that fits model and cache.
+    limit: usize,
+    counters: Counters,
+    /// Why the thread ended, once it has.
+    stopped: Mutex<Option<String>>,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    prompt_tokens: AtomicU64,
+    output_tokens: AtomicU64,
+    completed: AtomicU64,
+    running: AtomicUsize,
+    waiting: AtomicUsize,
 }
 
 impl Engine {
@@ -102,19 +174,73 @@ impl Engine {
     /// # Errors
     /// Everything that can be known before work starts: files, architecture, memory.
     pub fn start(dir: &Path, options: EngineOptions) -> anyhow::Result<Self> {
-        let _ = (dir, options);
-        todo!()
+        start::from_dir(dir, &options)
     }
+
+    /// As [`Engine::start`], for a decoder that is already in memory (benchmarks, training).
+    ///
+    /// # Errors
+    /// As [`Engine::start`].
+    pub fn from_decoder(decoder: crate::models::decoder::Decoder, options: EngineOptions) -> anyhow::Result<Self> {
+        start::from_decoder(decoder, &options)
+    }
+
     /// Queues a request; dropping the future cancels it (its slot is freed at the next step).
+    ///
+    /// # Errors
+    /// The request cannot be served, see [`RequestError`]; other requests are not affected unless the engine stopped.
     pub async fn generate(&self, request: Request) -> Result<Completion, RequestError> {
-        let _ = request;
-        todo!()
+        self.check(&request)?;
+        if request.max_new_tokens == 0 {
+            return Ok(Completion { tokens: Vec::new(), finish: FinishReason::Length });
+        }
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        self.shared.counters.waiting.fetch_add(1, Ordering::Relaxed);
+        self.queue.send(sequence::Waiting { request, reply }).map_err(|_| self.shared.stopped())?;
+        answer.await.unwrap_or_else(|_| Err(self.shared.stopped()))
     }
+
     /// Vocabulary size and positions of the loaded model, its own end tokens.
-    pub fn config(&self) -> &crate::models::config::DecoderConfig {
-        todo!()
+    pub fn config(&self) -> &DecoderConfig {
+        &self.shared.config
     }
+
+    /// Tokens of the longest sequence, prompt and answer: the model's positions, or fewer if the memory holds fewer.
+    pub fn limit(&self) -> usize {
+        self.shared.limit
+    }
+
+    /// Counters since start.
     pub fn stats(&self) -> EngineStats {
-        todo!()
+        let c = &self.shared.counters;
+        EngineStats {
+            prompt_tokens: c.prompt_tokens.load(Ordering::Relaxed),
+            output_tokens: c.output_tokens.load(Ordering::Relaxed),
+            completed: c.completed.load(Ordering::Relaxed),
+            running: c.running.load(Ordering::Relaxed),
+            waiting: c.waiting.load(Ordering::Relaxed),
+        }
+    }
+
+    fn check(&self, request: &Request) -> Result<(), RequestError> {
+        let (prompt, new) = (request.prefix.len() + request.prompt.len(), request.max_new_tokens);
+        if prompt == 0 {
+            return Err(RequestError::Empty);
+        }
+        if prompt.saturating_add(new) > self.shared.limit {
+            return Err(RequestError::TooLong { prompt, new, limit: self.shared.limit });
+        }
+        let vocab = self.shared.config.vocab_size;
+        match request.prefix.iter().chain(&request.prompt).find(|&&id| id as usize >= vocab) {
+            Some(&id) => Err(RequestError::TokenOutOfRange { id, vocab }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Shared {
+    fn stopped(&self) -> RequestError {
+        let reason = self.stopped.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        RequestError::Stopped(reason.clone().unwrap_or_else(|| "its thread ended".to_owned()))
     }
 }

@@ -2,4 +2,6 @@
 
 pub mod config;
 pub mod decoder;
+pub mod device;
+pub mod rope;
 pub mod weights;

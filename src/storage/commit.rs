@@ -221,7 +221,8 @@ impl TableCommit {
 
 /// Files with rows, in order, and the names of those without. A table without rows keeps one file: it shows the columns.
 fn data_files(records: &BTreeMap<String, FragmentRecord>) -> (Vec<DataFile>, Vec<String>) {
-    let (mut full, mut empty): (Vec<_>, Vec<_>) = records.values().filter_map(|r| r.file.clone()).partition(|f| f.rows > 0);
+    let (mut full, mut empty): (Vec<_>, Vec<_>) =
+        records.values().filter_map(|r| r.file.clone()).partition(|f| f.rows > 0);
     if full.is_empty() && !empty.is_empty() {
         full.push(empty.remove(0));
     }
@@ -266,7 +267,10 @@ pub fn check_name(table: &str) -> anyhow::Result<()> {
         && table.len() <= 100
         && table.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     if !plain {
-        bail!("`{}` is not a table name: use letters, digits and `_`, a letter first, 100 at most", table.escape_debug());
+        bail!(
+            "`{}` is not a table name: use letters, digits and `_`, a letter first, 100 at most",
+            table.escape_debug()
+        );
     }
     if matches!(table, "failed" | "models") {
         bail!("`{table}` is not free as a table name: the directory of that name holds something else");
@@ -299,7 +303,9 @@ async fn try_lock(dir: PathBuf) -> anyhow::Result<Option<File>> {
             // Some network file systems have no locks: go on without.
             Err(TryLockError::Error(e)) => tracing::debug!("{}: no lock: {e}", path.display()),
         }
-        let note = file.set_len(0).and_then(|()| std::io::Write::write_all(&mut file, std::process::id().to_string().as_bytes()));
+        let note = file
+            .set_len(0)
+            .and_then(|()| std::io::Write::write_all(&mut file, std::process::id().to_string().as_bytes()));
         // The process id only serves the message above.
         note.unwrap_or_else(|e| tracing::debug!("{}: {e}", path.display()));
         Ok(Some(file))
@@ -368,12 +374,15 @@ impl Present {
     }
 
     /// Removes unfinished and unrecorded files.
-    async fn sweep(&self, dir: &Location, failed_dir: &Location, records: &BTreeMap<String, FragmentRecord>) -> anyhow::Result<()> {
+    async fn sweep(
+        &self,
+        dir: &Location,
+        failed_dir: &Location,
+        records: &BTreeMap<String, FragmentRecord>,
+    ) -> anyhow::Result<()> {
         let known: HashSet<&str> =
             records.values().flat_map(|r| [&r.file, &r.failed_file]).flatten().map(|f| f.path.as_str()).collect();
-        let stray = |n: &&String| {
-            n.ends_with(TEMPORARY) || (n.ends_with(".parquet") && !known.contains(n.as_str()))
-        };
+        let stray = |n: &&String| n.ends_with(TEMPORARY) || (n.ends_with(".parquet") && !known.contains(n.as_str()));
         let data = self.data.keys().filter(|n| n.starts_with("part-") || n.starts_with('.')).filter(stray).cloned();
         remove(dir, data.collect()).await?;
         remove(failed_dir, self.failed.keys().filter(stray).cloned().collect()).await?;

@@ -15,7 +15,8 @@ const OPTIONS: MatchOptions =
 pub(super) async fn expand(pattern: &str) -> anyhow::Result<Vec<(Location, ObjectMeta)>> {
     let mut found = Vec::new();
     for one in braces(pattern)? {
-        let more = if one.starts_with("s3://") || one.starts_with("s3a://") { on_s3(&one).await } else { local(&one).await };
+        let more =
+            if one.starts_with("s3://") || one.starts_with("s3a://") { on_s3(&one).await } else { local(&one).await };
         found.extend(more.with_context(|| format!("cannot read `{pattern}`"))?);
     }
     found.sort_by(|a, b| a.1.location.cmp(&b.1.location));
@@ -55,7 +56,10 @@ async fn local(pattern: &str) -> anyhow::Result<Vec<(Location, ObjectMeta)>> {
         let shown = path.to_str().with_context(|| format!("{}: file names must be UTF-8", path.display()))?.to_owned();
         let location = Location::from_local(path, &shown)?;
         let object = location.prefix.clone();
-        out.push((location, ObjectMeta { location: object, last_modified: modified.into(), size, e_tag: None, version: None }));
+        out.push((
+            location,
+            ObjectMeta { location: object, last_modified: modified.into(), size, e_tag: None, version: None },
+        ));
     }
     Ok(out)
 }

@@ -52,7 +52,10 @@ impl Location {
         }
         if text.starts_with("file://") {
             let path = url::Url::parse(text).ok().and_then(|u| u.to_file_path().ok());
-            return Self::from_local(path.with_context(|| format!("`{text}` is not a file:/// URL of this machine"))?, text);
+            return Self::from_local(
+                path.with_context(|| format!("`{text}` is not a file:/// URL of this machine"))?,
+                text,
+            );
         }
         Self::from_local(PathBuf::from(text), text)
     }
@@ -63,7 +66,8 @@ impl Location {
         if bucket.is_empty() || !bucket.chars().all(legal) {
             bail!("`{text}`: `{bucket}` is not a bucket name; write s3://bucket/prefix");
         }
-        let prefix = ObjectPath::parse(key.trim_matches('/')).map_err(|e| anyhow!("`{text}` is not a usable S3 path: {e}"))?;
+        let prefix =
+            ObjectPath::parse(key.trim_matches('/')).map_err(|e| anyhow!("`{text}` is not a usable S3 path: {e}"))?;
         let place = s3::bucket(bucket)?;
         let root = url::Url::parse(&format!("s3://{bucket}")).with_context(|| format!("`{text}`"))?;
         let shown = text.trim_end_matches('/').to_owned();

@@ -87,3 +87,26 @@ pub struct Cost {
     pub tokens_per_second: f64,
     pub peak_memory_bytes: u64,
 }
+
+/// A finished model: `_manifest.json` in its directory, written last.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ModelManifest {
+    pub model: String,
+    /// What decides whether the stage must run again, as for tables.
+    pub key: String,
+    pub code_version: String,
+    /// `causal_lm`, `tokenizer` or `fasttext`.
+    pub kind: String,
+    /// Relative to the model directory; `rows` is 0.
+    pub files: Vec<DataFile>,
+    /// Training examples: input = kept (used) + dropped (empty or too long) + failed (0).
+    pub rows: Rows,
+    /// Input table → hash.
+    pub inputs: BTreeMap<String, String>,
+    /// Model → hash.
+    pub models: BTreeMap<String, String>,
+    /// What the training measured at its end, e.g. `loss`, `held_out_accuracy`, `steps`, `parameters`.
+    pub figures: BTreeMap<String, f64>,
+    /// `output_tokens` counts tokens trained on.
+    pub cost: Cost,
+}

@@ -61,7 +61,9 @@ impl SourceFile {
     pub fn fingerprint(&self) -> String {
         match &self.meta.e_tag {
             Some(tag) => format!("{}-{}", self.meta.size, tag.trim_matches('"')),
-            None => format!("{}-{:x}", self.meta.size, self.meta.last_modified.timestamp_nanos_opt().unwrap_or_default()),
+            None => {
+                format!("{}-{:x}", self.meta.size, self.meta.last_modified.timestamp_nanos_opt().unwrap_or_default())
+            }
         }
     }
 
@@ -69,7 +71,12 @@ impl SourceFile {
     pub fn open(&self) -> std::io::Result<Box<dyn Read + Send>> {
         match self.location.local() {
             Some(path) => Ok(Box::new(self.open_local(path)?)),
-            None => Ok(Box::new(RemoteStream { remote: self.remote(), next: VecDeque::new(), requested: 0, now: Bytes::new() })),
+            None => Ok(Box::new(RemoteStream {
+                remote: self.remote(),
+                next: VecDeque::new(),
+                requested: 0,
+                now: Bytes::new(),
+            })),
         }
     }
 
@@ -84,7 +91,8 @@ impl SourceFile {
 
     fn open_local(&self, path: PathBuf) -> std::io::Result<LocalFile> {
         let opened = std::fs::File::open(&path);
-        let file = opened.map_err(|e| self.note(Error::new(e.kind(), format!("cannot read {}: {e}", path.display()))))?;
+        let file =
+            opened.map_err(|e| self.note(Error::new(e.kind(), format!("cannot read {}: {e}", path.display()))))?;
         Ok(LocalFile { file, source: self.clone() })
     }
 
@@ -130,7 +138,11 @@ impl Remote {
         }
         let location = &self.file.location;
         let get = || async {
-            let options = GetOptions { if_match: self.file.meta.e_tag.clone(), range: Some(range.clone().into()), ..Default::default() };
+            let options = GetOptions {
+                if_match: self.file.meta.e_tag.clone(),
+                range: Some(range.clone().into()),
+                ..Default::default()
+            };
             location.store.get_opts(&location.prefix, options).await?.bytes().await
         };
         let message = match s3::again(get).await {
@@ -246,7 +258,10 @@ impl ChunkReader for Ranges {
 
     fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
         if start.saturating_add(length as u64) > self.size {
-            return Err(ParquetError::EOF(format!("bytes {start} + {length} lie past the end of the file ({} bytes)", self.size)));
+            return Err(ParquetError::EOF(format!(
+                "bytes {start} + {length} lie past the end of the file ({} bytes)",
+                self.size
+            )));
         }
         let mut out = vec![0; length];
         let mut filled = 0;

@@ -108,7 +108,14 @@ impl Bucket {
                  AWS_SKIP_SIGNATURE=true for a public bucket"
             );
         }
-        let refused = ["InvalidAccessKeyId", "NotSignedUp", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "TokenRefreshRequired"];
+        let refused = [
+            "InvalidAccessKeyId",
+            "NotSignedUp",
+            "SignatureDoesNotMatch",
+            "InvalidToken",
+            "ExpiredToken",
+            "TokenRefreshRequired",
+        ];
         if has(&refused) || matches!(error, object_store::Error::Unauthenticated { .. }) {
             return anyhow!(
                 "{place}: the server refused the credentials (while {doing}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, \
@@ -116,7 +123,9 @@ impl Bucket {
             );
         }
         if has(&["AccessDenied", "403 Forbidden"]) || matches!(error, object_store::Error::PermissionDenied { .. }) {
-            return anyhow!("{place}: access denied while {doing}; these credentials lack the permission, or the bucket belongs to another");
+            return anyhow!(
+                "{place}: access denied while {doing}; these credentials lack the permission, or the bucket belongs to another"
+            );
         }
         let short: String = text.chars().take(600).collect();
         anyhow!("{place}: {doing} failed, retries included: {short}")

@@ -2,7 +2,11 @@
 
 pub mod chat;
 pub mod chunk;
+pub mod corrupt;
+pub mod detokenise;
 pub mod extract;
+pub mod lines;
 pub mod prompt;
+pub mod request;
 pub mod structure;
 pub mod tokenizer;

@@ -2,7 +2,10 @@
 
 use crate::s3::{Faults, Server};
 use arrow::{
-    array::{ArrayRef, AsArray, DictionaryArray, Float64Array, Int32Array, Int64Array, LargeStringArray, RecordBatch, StringArray},
+    array::{
+        ArrayRef, AsArray, DictionaryArray, Float64Array, Int32Array, Int64Array, LargeStringArray, RecordBatch,
+        StringArray,
+    },
     datatypes::{Int32Type, Int64Type},
     util::pretty::pretty_format_batches,
 };
@@ -103,12 +106,14 @@ struct Table {
 impl Table {
     fn read(location: &Path, manifest: &Manifest) -> Self {
         let read = |path: PathBuf| -> RecordBatch {
-            let reader = ParquetRecordBatchReaderBuilder::try_new(std::fs::File::open(path).unwrap()).unwrap().build().unwrap();
+            let reader =
+                ParquetRecordBatchReaderBuilder::try_new(std::fs::File::open(path).unwrap()).unwrap().build().unwrap();
             let schema = arrow::array::RecordBatchReader::schema(&reader);
             let batches: Vec<RecordBatch> = reader.map(Result::unwrap).collect();
             arrow::compute::concat_batches(&schema, &batches).unwrap()
         };
-        let files: Vec<RecordBatch> = manifest.files.iter().map(|f| read(location.join("organic").join(&f.path))).collect();
+        let files: Vec<RecordBatch> =
+            manifest.files.iter().map(|f| read(location.join("organic").join(&f.path))).collect();
         let rows = arrow::compute::concat_batches(&files[0].schema(), &files).unwrap();
         let mut failed = Vec::new();
         for file in &manifest.failed_files {
@@ -154,7 +159,9 @@ fn gzip_of(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn documents(range: std::ops::Range<u64>) -> Vec<u8> {
-    let line = |n: u64| format!("{{\"text\": \"document {n} {}\", \"n\": {n}}}\n", blake3::hash(&n.to_le_bytes()).to_hex().repeat(8));
+    let line = |n: u64| {
+        format!("{{\"text\": \"document {n} {}\", \"n\": {n}}}\n", blake3::hash(&n.to_le_bytes()).to_hex().repeat(8))
+    };
     range.map(line).collect::<String>().into_bytes()
 }
 
@@ -167,14 +174,21 @@ async fn rows_keep_their_place_and_columns() {
         b"{\"url\":\"u0\",\"text\":\"first\",\"score\":1}\n\n{\"text\":\"second \\u00e9\",\"tags\":[\"x\",\"y\"],\"meta\":{\"lang\":\"en\"}}\r\n{\"text\":\"third\",\"score\":2.5}",
     );
     let table = case.run().await;
-    assert_eq!(table.schema(), format!("{STANDARD}, url Utf8, score Float64, tags List(Utf8), meta Struct(\"lang\": Utf8)"));
+    assert_eq!(
+        table.schema(),
+        format!("{STANDARD}, url Utf8, score Float64, tags List(Utf8), meta Struct(\"lang\": Utf8)")
+    );
     assert_eq!(table.texts("text"), ["first", "second é", "third"]);
     assert_eq!(table.numbers("source_row"), [0, 1, 2]);
     let uri = case.dir.path().join("in/a.jsonl").display().to_string();
     assert_eq!(table.texts("source_uri"), [uri.as_str(); 3]);
     assert!(table.texts("id").iter().all(|id| id.len() == 32));
     let shown = table.shown(&["url", "score", "tags", "meta"]);
-    assert!(shown.contains("| u0  | 1.0   |        |            |") && shown.contains("|     |       | [x, y] | {lang: en} |"), "{shown}");
+    assert!(
+        shown.contains("| u0  | 1.0   |        |            |")
+            && shown.contains("|     |       | [x, y] | {lang: en} |"),
+        "{shown}"
+    );
     let columns: Vec<&str> = table.manifest.schema.iter().map(|c| c.name.as_str()).collect();
     assert_eq!(columns, ["id", "text", "source_uri", "source_row", "url", "score", "tags", "meta"]);
     assert_eq!(table.manifest.inputs.keys().collect::<Vec<_>>(), [&uri]);
@@ -219,7 +233,12 @@ async fn bad_rows_are_failed_with_the_reason() {
     check_failed(of(), b"{\"text\":\" \\n\\t\"}", "the text is empty").await;
     check_failed(of(), b"{\"text\":\"a\xff\"}", "not valid UTF-8 at byte 10 of the line").await;
     check_failed(of(), b"{\"text\":\"\\ud800\"}", "not JSON: ").await;
-    check_failed(of(), &[b"{\"text\":".repeat(200), b"1".to_vec(), b"}".repeat(200)].concat(), "not JSON: recursion limit").await;
+    check_failed(
+        of(),
+        &[b"{\"text\":".repeat(200), b"1".to_vec(), b"}".repeat(200)].concat(),
+        "not JSON: recursion limit",
+    )
+    .await;
     let long = format!("{{\"text\":\"{}\"}}", "x".repeat(20_000_000));
     check_failed(of(), long.as_bytes(), "the text has 20000000 bytes, more than max_text_bytes (16777216)").await;
     let small = Config { max_line_bytes: 100, ..of() };
@@ -257,7 +276,10 @@ async fn no_file_decides_the_types_alone() {
     let expected = "x Boolean, y Float64, z List(Utf8), new Struct(\"k\": List(Int64))";
     assert_eq!(table.schema(), format!("{STANDARD}, {expected}"));
     let shown = table.shown(&["x", "y", "z", "new"]);
-    assert!(shown.contains("|      | 1.0 | [s] |          |") && shown.contains("| true | 2.5 | [l] |          |"), "{shown}");
+    assert!(
+        shown.contains("|      | 1.0 | [s] |          |") && shown.contains("| true | 2.5 | [l] |          |"),
+        "{shown}"
+    );
     assert!(table.failed.is_empty());
 }
 
@@ -269,7 +291,11 @@ async fn a_value_that_does_not_fit_later_fails_its_row() {
     let table = Case { config: config.clone(), ..Case::with("a.jsonl", bytes.as_bytes()) }.run().await;
     assert_eq!(table.rows.num_rows(), 11);
     assert_eq!(table.failed.iter().map(|(row, _)| row.as_str()).collect::<Vec<_>>(), ["a.jsonl#10", "a.jsonl#11"]);
-    assert!(table.failed[0].1.starts_with("column `n`: 1.5 is not a whole number (Int64); column types are learnt"), "{:?}", table.failed);
+    assert!(
+        table.failed[0].1.starts_with("column `n`: 1.5 is not a whole number (Int64); column types are learnt"),
+        "{:?}",
+        table.failed
+    );
     assert!(table.failed[1].1.starts_with("column `m` is new"), "{:?}", table.failed);
     let columns = [("n".to_owned(), ColumnType::Float64), ("m".to_owned(), ColumnType::Utf8)].into();
     let table = Case { config: Config { columns, ..config }, ..Case::with("a.jsonl", bytes.as_bytes()) }.run().await;
@@ -297,10 +323,16 @@ async fn damaged_files_fail_or_keep_what_stands_before() {
     let all = documents(0..2000);
     let (zst, gz) = (zstd_of(&all), gzip_of(&all));
     for (name, bytes) in [("a.jsonl.zst", &zst), ("a.jsonl.gz", &gz)] {
-        let case = Case { config: Config { fragment_rows: 300, ..Config::default() }, ..Case::with(name, &bytes[..bytes.len() * 2 / 3]) };
+        let case = Case {
+            config: Config { fragment_rows: 300, ..Config::default() },
+            ..Case::with(name, &bytes[..bytes.len() * 2 / 3])
+        };
         case.put("b.jsonl", &documents(0..5));
         let error = case.error().await;
-        assert!(error.contains(name) && error.contains("is damaged at row ") && error.contains("on_bad_file: skip"), "{error}");
+        assert!(
+            error.contains(name) && error.contains("is damaged at row ") && error.contains("on_bad_file: skip"),
+            "{error}"
+        );
         case.clear();
         let case = Case { config: Config { on_bad_file: OnBadFile::Skip, ..case.config.clone() }, ..case };
         let table = case.run().await;
@@ -338,7 +370,10 @@ fn parquet_documents(rows: i64) -> RecordBatch {
 
 #[tokio::test]
 async fn parquet_rows_and_their_types() {
-    let case = Case { config: Config { fragment_rows: 300, ..Config::default() }, ..Case::with("a.parquet", &parquet_of(&parquet_documents(2000))) };
+    let case = Case {
+        config: Config { fragment_rows: 300, ..Config::default() },
+        ..Case::with("a.parquet", &parquet_of(&parquet_documents(2000)))
+    };
     let bad = RecordBatch::try_from_iter([
         ("text", Arc::new(StringArray::from(vec![Some("x"), None, Some(""), Some("y")])) as ArrayRef),
         ("n", Arc::new(Int32Array::from(vec![1, 2, 3, 4])) as ArrayRef),
@@ -372,7 +407,10 @@ async fn parquet_that_is_cut_or_is_none() {
     let mut bytes = whole.clone();
     let middle = bytes.len() / 2;
     bytes[middle..middle + 64].fill(0xff);
-    let case = Case { config: Config { on_bad_file: OnBadFile::Skip, ..Config::default() }, ..Case::with("a.parquet", &bytes) };
+    let case = Case {
+        config: Config { on_bad_file: OnBadFile::Skip, ..Config::default() },
+        ..Case::with("a.parquet", &bytes)
+    };
     let rows = case.try_run().await;
     if let Ok(manifest) = rows {
         let table = Table::read(Path::new(&case.location), &manifest);
@@ -402,7 +440,10 @@ async fn nothing_in_nothing_out() {
 
 #[tokio::test]
 async fn an_object_beside_a_scalar_is_text_as_the_last_resort() {
-    let case = Case::with("a.jsonl", b"{\"text\":\"a\",\"x\":{\"k\":1}}\n{\"text\":\"b\",\"x\":5}\n{\"text\":\"c\",\"x\":\"s\"}");
+    let case = Case::with(
+        "a.jsonl",
+        b"{\"text\":\"a\",\"x\":{\"k\":1}}\n{\"text\":\"b\",\"x\":5}\n{\"text\":\"c\",\"x\":\"s\"}",
+    );
     assert_eq!(case.run().await.texts("x"), ["{\"k\":1}", "5", "s"]);
 }
 
@@ -484,7 +525,9 @@ async fn a_cancelled_run_says_so_and_goes_on_later() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "started by another test"]
 async fn child_ingest() {
-    let (Ok(input), Ok(output)) = (std::env::var("REPRO_TEST_INPUT"), std::env::var("REPRO_TEST_OUTPUT")) else { return };
+    let (Ok(input), Ok(output)) = (std::env::var("REPRO_TEST_INPUT"), std::env::var("REPRO_TEST_OUTPUT")) else {
+        return;
+    };
     let config = Config { fragment_rows: 170, ..Config::default() };
     ingest::run(&config, &input.as_str().into(), &context(&output, Arc::new(Silent))).await.unwrap();
 }
@@ -520,9 +563,9 @@ async fn killed_processes_go_on() {
             assert!(child().wait().unwrap().success());
             let bytes = std::fs::read(Path::new(&case.location).join("organic/_manifest.json")).unwrap();
             same(&Table::read(Path::new(&case.location), &serde_json::from_slice(&bytes).unwrap()), &whole);
-            let strays = std::fs::read_dir(Path::new(&case.location).join("organic")).unwrap().filter(|e| {
-                e.as_ref().unwrap().file_name().to_string_lossy().ends_with(".tmp")
-            });
+            let strays = std::fs::read_dir(Path::new(&case.location).join("organic"))
+                .unwrap()
+                .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().ends_with(".tmp"));
             assert_eq!(strays.count(), 0);
         }
     }
@@ -565,7 +608,10 @@ fn python(code: &str, argument: &str) -> Option<String> {
 
 #[tokio::test]
 async fn duckdb_and_pyarrow_read_the_tables() {
-    let case = Case::with("a.jsonl", b"{\"text\":\"a\\u0000b \xc3\xa9\",\"tags\":[\"x\"],\"meta\":{\"k\":1.5},\"n\":18446744073709551615}\nbroken\n");
+    let case = Case::with(
+        "a.jsonl",
+        b"{\"text\":\"a\\u0000b \xc3\xa9\",\"tags\":[\"x\"],\"meta\":{\"k\":1.5},\"n\":18446744073709551615}\nbroken\n",
+    );
     let wide = (0..300).map(|n| format!("{{\"text\":\"t\",\"map\":{{\"k{n}\":{n}}}}}\n")).collect::<String>();
     case.put("b.jsonl", wide.as_bytes());
     case.run().await;

@@ -1,6 +1,13 @@
 //! One integration binary; a file per area.
 #![expect(clippy::unwrap_used, reason = "a test that cannot unwrap should fail")]
 
+mod engine;
+mod hub;
 mod ingest;
+mod layers;
+mod operator;
 mod s3;
+mod session;
 mod storage;
+mod train;
+mod yaml;

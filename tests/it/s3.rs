@@ -68,7 +68,8 @@ impl Server {
                             tokio::time::sleep(Duration::from_secs(3600)).await;
                         }
                         if hit(n, faults.error) {
-                            let mut response = Response::new(s3s::Body::from("<Error><Code>InternalError</Code></Error>".to_owned()));
+                            let mut response =
+                                Response::new(s3s::Body::from("<Error><Code>InternalError</Code></Error>".to_owned()));
                             *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
                             return Ok(response);
                         }

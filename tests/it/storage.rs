@@ -88,13 +88,23 @@ async fn a_table_is_its_fragments_in_order() {
     let location = Location::parse(dir.path().to_str().unwrap()).unwrap();
     let commit = TableCommit::begin(&location, "t", "key").await.unwrap();
     assert!(TableCommit::manifest(&location, "t").await.unwrap().is_none());
-    tokio::join!(fragment(&commit, "01", 10..20, 3), fragment(&commit, "00", 0..10, 0), fragment(&commit, "02", 20..20, 0));
+    tokio::join!(
+        fragment(&commit, "01", 10..20, 3),
+        fragment(&commit, "00", 0..10, 0),
+        fragment(&commit, "02", 20..20, 0)
+    );
     assert!(TableCommit::manifest(&location, "t").await.unwrap().is_none(), "not visible before it is published");
     let manifest = commit.publish(facts()).await.unwrap();
     assert_eq!(manifest.rows, Rows { input: 23, kept: 20, failed: 3, ..Rows::default() });
-    assert_eq!(manifest.schema.iter().map(|c| (c.name.as_str(), c.kind.as_str())).collect::<Vec<_>>(), [("n", "Int64"), ("text", "Utf8")]);
+    assert_eq!(
+        manifest.schema.iter().map(|c| (c.name.as_str(), c.kind.as_str())).collect::<Vec<_>>(),
+        [("n", "Int64"), ("text", "Utf8")]
+    );
     assert_eq!(numbers(&dir.path().join("t"), &manifest), (0..20).collect::<Vec<_>>());
-    assert_eq!(names(&dir.path().join("t")), ["_fragments", "_lock", "_manifest.json", "part-00.parquet", "part-01.parquet"]);
+    assert_eq!(
+        names(&dir.path().join("t")),
+        ["_fragments", "_lock", "_manifest.json", "part-00.parquet", "part-01.parquet"]
+    );
     assert_eq!(names(&dir.path().join("failed")), ["t-01.parquet"]);
     let read = TableCommit::manifest(&location, "t").await.unwrap().unwrap();
     assert_eq!((read.key.as_str(), read.files, read.rows), ("key", manifest.files, manifest.rows));
@@ -137,7 +147,12 @@ async fn the_same_key_continues_and_strays_are_swept() {
     std::fs::remove_file(table.join("_lock")).unwrap();
     let commit = TableCommit::begin(&location, "t", "key").await.unwrap();
     assert!(commit.done("00").is_some());
-    assert!(commit.done("01").is_none() && commit.done("02").is_none() && commit.done("03").is_none() && commit.done("04").is_none());
+    assert!(
+        commit.done("01").is_none()
+            && commit.done("02").is_none()
+            && commit.done("03").is_none()
+            && commit.done("04").is_none()
+    );
     assert_eq!(names(&table), ["_fragments", "_lock", "part-00.parquet"]);
     assert_eq!(names(&table.join("_fragments")), ["00.json", "_begun.json"]);
     assert_eq!(names(&dir.path().join("failed")), ["other-00.parquet", "t-00.parquet"]);
@@ -234,7 +249,9 @@ async fn names_stay_inside_the_location() {
 async fn patterns_find_files_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| format!("{}/{name}", dir.path().display());
-    for name in ["b.jsonl", "a.jsonl", "sub/c.jsonl", "sub/_x.jsonl", ".hidden.jsonl", "odd {1}#%20.jsonl", "_manifest.json"] {
+    for name in
+        ["b.jsonl", "a.jsonl", "sub/c.jsonl", "sub/_x.jsonl", ".hidden.jsonl", "odd {1}#%20.jsonl", "_manifest.json"]
+    {
         std::fs::create_dir_all(Path::new(&at(name)).parent().unwrap()).unwrap();
         std::fs::write(at(name), name).unwrap();
     }
@@ -291,7 +308,10 @@ async fn a_full_disk_is_named_and_leaves_nothing_half() {
     let kept = again.as_ref().is_ok_and(|c| c.done("00").is_some() && c.done("01").is_none());
     drop(again);
     std::process::Command::new("umount").arg(dir.path()).status().unwrap();
-    assert!(error.contains("part-01.parquet") && error.contains("No space left") && error.contains("free some space"), "{error}");
+    assert!(
+        error.contains("part-01.parquet") && error.contains("No space left") && error.contains("free some space"),
+        "{error}"
+    );
     assert!(!left.iter().any(|n| n == "part-01.parquet"), "{left:?}");
     assert!(kept);
 }
@@ -331,9 +351,17 @@ async fn s3_tables_commit_and_resume() {
     let dir = server.root.path().join("commit/some/prefix/t");
     assert_eq!(numbers(&dir, &manifest), (0..3000).collect::<Vec<_>>());
     assert_eq!(manifest.rows, Rows { input: 3003, kept: 3000, failed: 3, ..Rows::default() });
-    assert!(manifest.files.iter().all(|f| std::fs::metadata(dir.join(&f.path)).unwrap().len() == f.bytes && f.bytes > 16 << 20));
+    assert!(
+        manifest
+            .files
+            .iter()
+            .all(|f| std::fs::metadata(dir.join(&f.path)).unwrap().len() == f.bytes && f.bytes > 16 << 20)
+    );
     let parts = Location::expand("s3://commit/some/*/t/part-*.parquet").await.unwrap();
-    assert_eq!(parts.iter().map(|(l, _)| l.to_string()).collect::<Vec<_>>(), [0, 1, 2].map(|n| format!("s3://commit/some/prefix/t/part-0{n}.parquet")));
+    assert_eq!(
+        parts.iter().map(|(l, _)| l.to_string()).collect::<Vec<_>>(),
+        [0, 1, 2].map(|n| format!("s3://commit/some/prefix/t/part-0{n}.parquet"))
+    );
     assert_eq!(Location::expand("s3://commit/some/prefix/t").await.unwrap().len(), 3, "hidden files are left out");
     let commit = TableCommit::begin(&location, "t", "other").await.unwrap();
     assert!(commit.done("00").is_none());
@@ -362,13 +390,21 @@ async fn s3_trouble_is_explained() {
     };
     server.reach("nowhere", KEY, SECRET);
     let text = error("s3://nowhere/x").await;
-    assert!(text.contains("s3://nowhere") && text.contains(&server.endpoint) && text.contains("the bucket does not exist"), "{text}");
+    assert!(
+        text.contains("s3://nowhere") && text.contains(&server.endpoint) && text.contains("the bucket does not exist"),
+        "{text}"
+    );
     let text = format!("{:#}", Location::expand("s3://nowhere/*.jsonl").await.unwrap_err());
     assert!(text.contains("the bucket does not exist"), "{text}");
     server.bucket("closed");
     server.reach("closed", KEY, "wrong");
     let text = error("s3://closed/x").await;
-    assert!(text.contains("s3://closed") && text.contains("refused the credentials") && text.contains("AWS_SECRET_ACCESS_KEY"), "{text}");
+    assert!(
+        text.contains("s3://closed")
+            && text.contains("refused the credentials")
+            && text.contains("AWS_SECRET_ACCESS_KEY"),
+        "{text}"
+    );
     server.reach("closed", "nobody", SECRET);
     let text = error("s3://closed/x").await;
     assert!(text.contains("refused the credentials"), "{text}");

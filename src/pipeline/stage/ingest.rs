@@ -176,11 +176,22 @@ pub async fn run(config: &Config, source: &SourceSpec, cx: &StageContext) -> any
     let at_once = cores.min(MOST_FILES).min(open.len()).max(1);
     let parallel = (cores / at_once).max(2);
     let config = Arc::new(config.clone());
-    let job = Arc::new(Job { config: config.clone(), layout: layout.clone(), commit: commit.clone(), cx: cx.clone(), parallel });
+    let job = Arc::new(Job {
+        config: config.clone(),
+        layout: layout.clone(),
+        commit: commit.clone(),
+        cx: cx.clone(),
+        parallel,
+    });
     ingest_all(&job, open, at_once).await?;
     let rows = commit.totals();
     if rows.dropped + rows.created > 0 {
-        bail!("table `{}`: {} rows were lost and {} came from nowhere; this is a fault of the program", cx.output, rows.dropped, rows.created);
+        bail!(
+            "table `{}`: {} rows were lost and {} came from nowhere; this is a fault of the program",
+            cx.output,
+            rows.dropped,
+            rows.created
+        );
     }
     let mut manifest = describe(&config, cx)?;
     manifest.inputs = inputs;

@@ -2,15 +2,96 @@
 //!
 //! A stage yields a table at `<location>/<table>/` or a model at `<location>/models/<name>/`.
 
-pub mod ingest;
-
 use crate::{
-    storage::{location::Location, manifest::Manifest},
+    storage::{
+        location::Location,
+        manifest::{Cost, Manifest, Rows},
+    },
     udf::models::Models,
 };
 use datafusion::common::ScalarValue;
-use std::{collections::BTreeMap, sync::Arc};
+use serde::Serialize;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tokio_util::sync::CancellationToken;
+
+pub mod artifact;
+pub mod fasttext;
+pub mod ingest;
+pub mod sft;
+pub mod sql;
+pub mod tokenizer;
+
+/// The settings of a stage, as written. Variants are the keys that a stage may have in the YAML.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StageConfig {
+    Ingest(ingest::Config),
+    Sql(sql::Config),
+    Sft(sft::Config),
+    Tokenizer(tokenizer::Config),
+    Fasttext(fasttext::Config),
+}
+
+impl StageConfig {
+    /// The stage's key in the YAML.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Ingest(_) => "ingest",
+            Self::Sql(_) => "sql",
+            Self::Sft(_) => "sft",
+            Self::Tokenizer(_) => "tokenizer",
+            Self::Fasttext(_) => "fasttext",
+        }
+    }
+    /// Version of the code behind the stage. Raise it when the same input gives other output than before: finished tables are
+    /// then made again.
+    pub fn code_version(&self) -> u32 {
+        match self {
+            Self::Ingest(_) | Self::Sql(_) | Self::Sft(_) | Self::Tokenizer(_) | Self::Fasttext(_) => 1,
+        }
+    }
+    /// Tables that the settings name (those of a query are in its text).
+    pub fn tables(&self) -> Vec<&str> {
+        match self {
+            Self::Ingest(_) | Self::Sql(_) => Vec::new(),
+            Self::Sft(config) => config.tables(),
+            Self::Tokenizer(config) => config.tables(),
+            Self::Fasttext(config) => config.tables(),
+        }
+    }
+    /// Models that the settings name; a trainer may name a path instead.
+    pub fn models(&self) -> Vec<&str> {
+        match self {
+            Self::Sft(config) => config.models(),
+            Self::Ingest(_) | Self::Sql(_) | Self::Tokenizer(_) | Self::Fasttext(_) => Vec::new(),
+        }
+    }
+    /// Text files whose content the stage takes up.
+    pub fn files(&self) -> Vec<&Path> {
+        match self {
+            Self::Sft(config) => config.prompt.iter().map(PathBuf::as_path).collect(),
+            Self::Ingest(_) | Self::Sql(_) | Self::Tokenizer(_) | Self::Fasttext(_) => Vec::new(),
+        }
+    }
+    /// Replaces the paths in the settings; `model` tells whether a name is a model's and not a path.
+    pub fn resolve(&mut self, model: impl Fn(&str) -> bool, path: impl Fn(&str) -> String) {
+        let Self::Sft(config) = self else { return };
+        let name = match &mut config.init {
+            sft::Init::Existing(name) => name,
+            sft::Init::New(new) => &mut new.tokenizer,
+        };
+        if !model(name) {
+            *name = path(name);
+        }
+        if let Some(prompt) = &mut config.prompt {
+            *prompt = PathBuf::from(path(&prompt.to_string_lossy()));
+        }
+    }
+}
 
 /// What every stage is given besides its own config.
 #[derive(Clone)]
@@ -55,4 +136,35 @@ impl Progress for Silent {
     fn begin(&self, _: &str, _: Option<u64>, _: u64, _: &'static str) {}
     fn advance(&self, _: &str, _: u64, _: &str) {}
     fn end(&self, _: &str, _: Option<&Manifest>) {}
+}
+
+impl Manifest {
+    /// A manifest with everything that the context knows: name, key, inputs, parameters, models. Rows, files, schema and cost are for
+    /// [`crate::storage::commit::TableCommit::publish`] to fill in.
+    pub fn describe(cx: &StageContext) -> Self {
+        Self {
+            table: cx.output.clone(),
+            key: cx.key.clone(),
+            code_version: cx.code_version.clone(),
+            schema: Vec::new(),
+            rows: Rows::default(),
+            files: Vec::new(),
+            failed_files: Vec::new(),
+            inputs: cx.inputs.clone(),
+            params: cx.params.iter().map(|(name, value)| (name.clone(), json(value))).collect(),
+            models: cx.model_hashes.clone(),
+            cost: Cost::default(),
+        }
+    }
+}
+
+/// A parameter's value as JSON; what has no JSON type is shown as text.
+pub fn json(value: &ScalarValue) -> serde_json::Value {
+    match value {
+        ScalarValue::Boolean(Some(b)) => (*b).into(),
+        ScalarValue::Int64(Some(n)) => (*n).into(),
+        ScalarValue::Float64(Some(n)) => (*n).into(),
+        ScalarValue::Utf8(Some(text)) => text.clone().into(),
+        other => other.to_string().into(),
+    }
 }

@@ -3,8 +3,8 @@
 use super::kind::{self, Kind, Names};
 use arrow::{
     array::{
-        ArrayRef, BooleanBuilder, Float64Builder, Int64Builder, ListArray, MapArray, NullBufferBuilder, StringBuilder, StructArray,
-        UInt64Builder,
+        ArrayRef, BooleanBuilder, Float64Builder, Int64Builder, ListArray, MapArray, NullBufferBuilder, StringBuilder,
+        StructArray, UInt64Builder,
     },
     buffer::{OffsetBuffer, ScalarBuffer},
 };
@@ -17,21 +17,51 @@ pub(super) fn fits(kind: &Kind, value: &Value, path: &str) -> Result<(), String>
     match (kind, value) {
         (_, Value::Null) | (Kind::Json, _) => Ok(()),
         (_, Value::Object(map)) if map.is_empty() => Ok(()),
-        (Kind::Bool, v) => if v.is_boolean() { Ok(()) } else { wrong("true or false") },
-        (Kind::Int { big: false, .. }, v) => if v.is_i64() { Ok(()) } else { wrong("a whole number (Int64)") },
-        (Kind::Int { big: true, negative: false }, v) => if v.is_u64() { Ok(()) } else { wrong("a whole number (UInt64)") },
-        (Kind::Int { .. } | Kind::Float, v) => if v.is_number() { Ok(()) } else { wrong("a number") },
+        (Kind::Bool, v) => {
+            if v.is_boolean() {
+                Ok(())
+            } else {
+                wrong("true or false")
+            }
+        }
+        (Kind::Int { big: false, .. }, v) => {
+            if v.is_i64() {
+                Ok(())
+            } else {
+                wrong("a whole number (Int64)")
+            }
+        }
+        (Kind::Int { big: true, negative: false }, v) => {
+            if v.is_u64() {
+                Ok(())
+            } else {
+                wrong("a whole number (UInt64)")
+            }
+        }
+        (Kind::Int { .. } | Kind::Float, v) => {
+            if v.is_number() {
+                Ok(())
+            } else {
+                wrong("a number")
+            }
+        }
         (Kind::List(item), Value::Array(values)) => values.iter().try_for_each(|v| fits(item, v, path)),
         (Kind::List(item), one) => fits(item, one, path),
-        (Kind::Map(item), Value::Object(map)) => map.iter().try_for_each(|(k, v)| fits(item, v, &format!("{path}.{k}"))),
+        (Kind::Map(item), Value::Object(map)) => {
+            map.iter().try_for_each(|(k, v)| fits(item, v, &format!("{path}.{k}")))
+        }
         (Kind::Map(_), _) => wrong("an object"),
-        (Kind::Struct(names), Value::Object(map)) if !names.list.is_empty() => map.iter().try_for_each(|(k, v)| match names.get(k) {
-            Some((_, kind)) => fits(kind, v, &format!("{path}.{k}")),
-            None if v.is_null() => Ok(()),
-            None => Err(format!("column `{path}` has no field `{k}`")),
-        }),
+        (Kind::Struct(names), Value::Object(map)) if !names.list.is_empty() => {
+            map.iter().try_for_each(|(k, v)| match names.get(k) {
+                Some((_, kind)) => fits(kind, v, &format!("{path}.{k}")),
+                None if v.is_null() => Ok(()),
+                None => Err(format!("column `{path}` has no field `{k}`")),
+            })
+        }
         (Kind::Struct(names), _) if !names.list.is_empty() => wrong("an object"),
-        (Kind::Text | Kind::Null | Kind::Struct(_), Value::Array(_) | Value::Object(_)) => wrong("a single value (Utf8)"),
+        (Kind::Text | Kind::Null | Kind::Struct(_), Value::Array(_) | Value::Object(_)) => {
+            wrong("a single value (Utf8)")
+        }
         (Kind::Text | Kind::Null | Kind::Struct(_), _) => Ok(()),
     }
 }
@@ -134,16 +164,26 @@ impl Column {
             Self::UInt(mut b) => Arc::new(b.finish()),
             Self::Float(mut b) => Arc::new(b.finish()),
             Self::Text(mut b) | Self::Json(mut b) => Arc::new(b.finish()),
-            Self::List { kind, ends, mut valid, items } => {
-                Arc::new(ListArray::new(Arc::new(kind::list_item(&kind)), offsets(ends), items.finish(), valid.finish()))
-            }
+            Self::List { kind, ends, mut valid, items } => Arc::new(ListArray::new(
+                Arc::new(kind::list_item(&kind)),
+                offsets(ends),
+                items.finish(),
+                valid.finish(),
+            )),
             Self::Struct { names, mut valid, columns } => {
                 let arrays = columns.into_iter().map(Self::finish).collect();
                 Arc::new(StructArray::new(kind::struct_fields(&names), arrays, valid.finish()))
             }
             Self::Map { kind, ends, mut valid, mut keys, values } => {
-                let entries = StructArray::new(kind::map_fields(&kind), vec![Arc::new(keys.finish()), values.finish()], None);
-                Arc::new(MapArray::new(Arc::new(kind::map_entries(&kind)), offsets(ends), entries, valid.finish(), false))
+                let entries =
+                    StructArray::new(kind::map_fields(&kind), vec![Arc::new(keys.finish()), values.finish()], None);
+                Arc::new(MapArray::new(
+                    Arc::new(kind::map_entries(&kind)),
+                    offsets(ends),
+                    entries,
+                    valid.finish(),
+                    false,
+                ))
             }
         }
     }

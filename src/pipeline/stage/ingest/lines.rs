@@ -189,7 +189,12 @@ pub(super) fn blocks(
         let read = rows.next(&mut target.unwrap_or(&mut fresh).rows);
         if !matches!(read, Ok(true)) {
             let nothing = current.is_none() && row > 0 && read.is_ok();
-            let end = Block { closes: true, last: true, damage: read.err().map(|e| e.to_string()), ..current.unwrap_or(fresh) };
+            let end = Block {
+                closes: true,
+                last: true,
+                damage: read.err().map(|e| e.to_string()),
+                ..current.unwrap_or(fresh)
+            };
             if !nothing {
                 send(end);
             }
@@ -215,19 +220,30 @@ mod tests {
 
     fn cut(text: &'static str, fragment_rows: u64, done: &[u64]) -> Vec<(u64, u64, Vec<String>, bool, bool)> {
         let mut out = Vec::new();
-        blocks(RowReader::new(Box::new(text.as_bytes()), 10), fragment_rows, |f| done.contains(&f), |b| {
-            let show = |l: Line<'_>| match l {
-                Line::Whole(bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
-                Line::TooLong(n) => format!("<{n}>"),
-            };
-            assert!(b.damage.is_none());
-            out.push((b.fragment, b.first_row, b.rows.iter().map(show).collect(), b.closes, b.last));
-            true
-        });
+        blocks(
+            RowReader::new(Box::new(text.as_bytes()), 10),
+            fragment_rows,
+            |f| done.contains(&f),
+            |b| {
+                let show = |l: Line<'_>| match l {
+                    Line::Whole(bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
+                    Line::TooLong(n) => format!("<{n}>"),
+                };
+                assert!(b.damage.is_none());
+                out.push((b.fragment, b.first_row, b.rows.iter().map(show).collect(), b.closes, b.last));
+                true
+            },
+        );
         out
     }
 
-    fn block(fragment: u64, first_row: u64, lines: &[&str], closes: bool, last: bool) -> (u64, u64, Vec<String>, bool, bool) {
+    fn block(
+        fragment: u64,
+        first_row: u64,
+        lines: &[&str],
+        closes: bool,
+        last: bool,
+    ) -> (u64, u64, Vec<String>, bool, bool) {
         (fragment, first_row, lines.iter().map(|l| (*l).to_owned()).collect(), closes, last)
     }
 
@@ -241,8 +257,14 @@ mod tests {
 
     #[test]
     fn done_fragments_are_passed_over() {
-        assert_eq!(cut("a\nb\nc\nd\ne", 2, &[0]), [block(1, 2, &["c", "d"], true, false), block(2, 4, &["e"], true, true)]);
-        assert_eq!(cut("a\nb\nc\nd\ne", 2, &[1]), [block(0, 0, &["a", "b"], true, false), block(2, 4, &["e"], true, true)]);
+        assert_eq!(
+            cut("a\nb\nc\nd\ne", 2, &[0]),
+            [block(1, 2, &["c", "d"], true, false), block(2, 4, &["e"], true, true)]
+        );
+        assert_eq!(
+            cut("a\nb\nc\nd\ne", 2, &[1]),
+            [block(0, 0, &["a", "b"], true, false), block(2, 4, &["e"], true, true)]
+        );
         assert_eq!(cut("a\nb\nc", 2, &[0, 1]), []);
     }
 

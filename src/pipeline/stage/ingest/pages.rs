@@ -68,7 +68,8 @@ impl Work<'_> {
         selection.push(RowSelector::skip((total - at) as usize));
         selection.retain(|s| s.row_count > 0);
         let batch_rows = batch_rows.unwrap_or_else(|| fitting_rows(builder.metadata()));
-        let mut reader = builder.with_batch_size(batch_rows).with_row_selection(RowSelection::from(selection)).build()?;
+        let mut reader =
+            builder.with_batch_size(batch_rows).with_row_selection(RowSelection::from(selection)).build()?;
         let mut rest = RecordBatch::new_empty(reader.schema());
         for fragment in wanted {
             self.row = begin(fragment);
@@ -115,7 +116,8 @@ impl Work<'_> {
 
 /// Rows that are about [`BLOCK_BYTES`] together, by the fullest row group.
 fn fitting_rows(metadata: &ParquetMetaData) -> usize {
-    let width = |g: &parquet::file::metadata::RowGroupMetaData| g.total_byte_size().max(1) as u64 / g.num_rows().max(1) as u64;
+    let width =
+        |g: &parquet::file::metadata::RowGroupMetaData| g.total_byte_size().max(1) as u64 / g.num_rows().max(1) as u64;
     let widest = metadata.row_groups().iter().map(width).max().unwrap_or(1).max(1);
     (BLOCK_BYTES / widest).clamp(1, BLOCK_ROWS) as usize
 }

@@ -140,14 +140,17 @@ fn json_head(file: &SourceFile, config: &Config) -> Names {
 fn parquet_columns(file: &SourceFile, config: &Config) -> anyhow::Result<Vec<(String, DataType)>> {
     let uri = file.uri();
     let ranges = file.ranges().with_context(|| format!("cannot read {uri}"))?;
-    let footer = ArrowReaderMetadata::load(&ranges, ArrowReaderOptions::new())
-        .with_context(|| format!("{uri} is not a Parquet file, or is cut off; replace it, or set `on_bad_file: skip`"))?;
+    let footer = ArrowReaderMetadata::load(&ranges, ArrowReaderOptions::new()).with_context(|| {
+        format!("{uri} is not a Parquet file, or is cut off; replace it, or set `on_bad_file: skip`")
+    })?;
     let columns: Vec<_> =
         footer.schema().fields().iter().map(|f| (f.name().clone(), types::plain(f.data_type()))).collect();
     let names = || columns.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
     match columns.iter().find(|(name, _)| *name == config.text_column) {
         Some((_, DataType::Utf8)) => Ok(columns),
-        Some((name, other)) => bail!("{uri}: the text column `{name}` is {other} and not text; set `text_column` to one of: {}", names()),
+        Some((name, other)) => {
+            bail!("{uri}: the text column `{name}` is {other} and not text; set `text_column` to one of: {}", names())
+        }
         None => bail!("{uri} has no column `{}`; set `text_column` to one of: {}", config.text_column, names()),
     }
 }
@@ -190,7 +193,10 @@ fn settle(config: &Config, json: Names, parquet: Vec<(String, DataType, usize)>)
     }
     sources.retain(|(name, ..)| *name != config.text_column && Some(name) != config.id_column.as_ref());
     if sources.len() > MAX_COLUMNS {
-        bail!("the source has {} different columns, more than {MAX_COLUMNS}; is each line one object with fixed keys?", sources.len());
+        bail!(
+            "the source has {} different columns, more than {MAX_COLUMNS}; is each line one object with fixed keys?",
+            sources.len()
+        );
     }
     let mut fields = own_fields();
     let mut taken: Vec<String> = OWN.iter().map(|n| (*n).to_owned()).collect();
@@ -216,13 +222,18 @@ fn column_type(name: &str, kind: &Kind, parquet: Option<DataType>) -> anyhow::Re
             DataType::Null => DataType::Utf8,
             other => other,
         }),
-        Some(data_type) => types::merge(&json, &data_type)
-            .with_context(|| format!("column `{name}` is {json} in JSONL files and {data_type} in Parquet files; ingest them as two tables")),
+        Some(data_type) => types::merge(&json, &data_type).with_context(|| {
+            format!(
+                "column `{name}` is {json} in JSONL files and {data_type} in Parquet files; ingest them as two tables"
+            )
+        }),
     }
 }
 
 fn own_fields() -> Vec<Field> {
-    OWN.iter().map(|name| Field::new(*name, if *name == "source_row" { DataType::Int64 } else { DataType::Utf8 }, false)).collect()
+    OWN.iter()
+        .map(|name| Field::new(*name, if *name == "source_row" { DataType::Int64 } else { DataType::Utf8 }, false))
+        .collect()
 }
 
 /// The column's own name, or `source_<name>` where one of ours (in any case, as SQL sees it) has it already.

@@ -10,7 +10,9 @@ use super::{
 use crate::storage::commit::FailedRow;
 use anyhow::Context;
 use arrow::{
-    array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, StringArray, StringBuilder, new_null_array},
+    array::{
+        Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, StringArray, StringBuilder, new_null_array,
+    },
     compute::filter_record_batch,
     datatypes::DataType,
 };
@@ -83,8 +85,10 @@ impl Shaper {
             Line::TooLong(n) => return Err(format!("the line has {n} bytes, more than max_line_bytes ({limit})")),
             Line::Whole(bytes) => bytes,
         };
-        let text = std::str::from_utf8(bytes).map_err(|e| format!("not valid UTF-8 at byte {} of the line", e.valid_up_to()))?;
-        let value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}").replace(" at line 1 column ", " at column "))?;
+        let text = std::str::from_utf8(bytes)
+            .map_err(|e| format!("not valid UTF-8 at byte {} of the line", e.valid_up_to()))?;
+        let value = serde_json::from_str(text)
+            .map_err(|e| format!("not JSON: {e}").replace(" at line 1 column ", " at column "))?;
         let Value::Object(object) = value else { return Err(format!("{}, not an object", article(&value))) };
         let name = &self.config.text_column;
         match object.get(name) {
@@ -103,7 +107,9 @@ impl Shaper {
         for (name, value) in &object {
             match self.layout.position(name).map(|at| &self.layout.carried[at]) {
                 Some(carried) => column::fits(&carried.kind, value, name).map_err(|e| self.types_note(e))?,
-                None if *name == self.config.text_column || self.config.id_column.as_ref() == Some(name) || value.is_null() => {}
+                None if *name == self.config.text_column
+                    || self.config.id_column.as_ref() == Some(name)
+                    || value.is_null() => {}
                 None => return Err(self.types_note(format!("column `{name}` is new"))),
             }
         }
@@ -112,7 +118,9 @@ impl Shaper {
 
     fn types_note(&self, error: String) -> String {
         let bytes = self.config.infer_bytes;
-        format!("{error}; column types are learnt from the first {bytes} bytes of every file: raise infer_bytes, or set `columns`")
+        format!(
+            "{error}; column types are learnt from the first {bytes} bytes of every file: raise infer_bytes, or set `columns`"
+        )
     }
 
     fn check_text(&self, text: &str) -> Result<(), String> {
@@ -211,7 +219,12 @@ impl Own {
 
     fn finish(mut self, uri: &str) -> Vec<ArrayRef> {
         let uris = StringArray::from_iter_values(std::iter::repeat_n(uri, self.row.len()));
-        vec![Arc::new(self.id.finish()), Arc::new(self.text.finish()), Arc::new(uris), Arc::new(Int64Array::from(self.row))]
+        vec![
+            Arc::new(self.id.finish()),
+            Arc::new(self.text.finish()),
+            Arc::new(uris),
+            Arc::new(Int64Array::from(self.row)),
+        ]
     }
 }
 

@@ -72,7 +72,9 @@ fn merge_fields(a: &Fields, b: &Fields) -> Option<Fields> {
         };
         out.push(Field::new(field.name(), data_type, true));
     }
-    out.extend(b.iter().filter(|f| a.find(f.name()).is_none()).map(|f| Field::new(f.name(), f.data_type().clone(), true)));
+    out.extend(
+        b.iter().filter(|f| a.find(f.name()).is_none()).map(|f| Field::new(f.name(), f.data_type().clone(), true)),
+    );
     Some(out.into())
 }
 

@@ -1,0 +1,227 @@
+//! `repro sql`: a session over a pipeline's tables, or tables given by path; one query, or the shell.
+
+use super::{
+    Failure, device, interrupted,
+    output::{Out, count, message, seconds, to_terminal},
+    run::{faulty, place_models},
+    shell,
+    show::{Format, show},
+};
+use crate::{
+    catalog::session::{FailureSink, Failures, Session, SessionOptions, TableSource},
+    pipeline::{
+        assets,
+        plan::{Plan, Stage, external_table},
+        run::made,
+        spec::Yields,
+        sqlscan,
+        stage::sql::InputTable,
+    },
+    udf::models::{CausalLmSpec, FastTextSpec, ModelSpec, Models},
+};
+use anyhow::{Context, Result};
+use std::{
+    collections::BTreeMap,
+    io::{IsTerminal, Read, stderr, stdin},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+/// Arguments of `repro sql`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The query. Without it: standard input, or a shell if that is a terminal.
+    #[arg(value_name = "QUERY", conflicts_with = "file")]
+    query: Option<String>,
+    /// Take tables, models and parameters of this pipeline.
+    #[arg(long, value_name = "PIPELINE.yaml")]
+    pipeline: Option<PathBuf>,
+    /// Read the query from a file.
+    #[arg(long, value_name = "QUERY.sql")]
+    file: Option<PathBuf>,
+    /// Name a table: a table directory, or Parquet, JSONL or CSV files (path or glob, local or s3://). May be given several times.
+    #[arg(long, value_name = "NAME=PATH", value_parser = named)]
+    table: Vec<(String, String)>,
+    /// Name a model: a directory, hf://org/name, or a fastText .bin file. May be given several times.
+    #[arg(long, value_name = "NAME=PATH", value_parser = named)]
+    model: Vec<(String, String)>,
+    /// Set a parameter ($name in the query) or, with --pipeline, any of its keys.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// How rows are written: table, csv, or json (one object a line).
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    /// Where language models run: auto, cpu or cuda:N.
+    #[arg(long, value_parser = device)]
+    device: Option<String>,
+}
+
+/// `name=path`
+fn named(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), path.to_owned())),
+        _ => Err("write NAME=PATH, e.g. organic=runs/quickstart/organic".to_owned()),
+    }
+}
+
+/// Everything that queries of one command share.
+pub struct Desk {
+    session: Session,
+    pub format: Format,
+    /// Tables that a pipeline would make but has not yet.
+    unmade: Vec<String>,
+    errors: Arc<Mutex<BTreeMap<String, u64>>>,
+    models: Arc<Models>,
+}
+
+/// Runs the command.
+pub fn main(runtime: &tokio::runtime::Runtime, args: Args) -> Result<(), Failure> {
+    let query = match (&args.query, &args.file) {
+        (Some(query), _) => Some(query.clone()),
+        (None, Some(file)) => Some(read_file(file)?),
+        (None, None) if stdin().is_terminal() => None,
+        (None, None) => {
+            let mut text = String::new();
+            stdin().read_to_string(&mut text).context("cannot read the query from standard input")?;
+            Some(text)
+        }
+    };
+    let desk = runtime.block_on(Desk::open(&args))?;
+    match query {
+        Some(query) => runtime.block_on(desk.answer(&query, Note::Nothing)),
+        None => shell::main(runtime, desk),
+    }
+}
+
+fn read_file(path: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path)
+        .map_err(|error| Failure::Usage(format!("error: --file {}: cannot read it: {error}", path.display())))
+}
+
+/// What is said after a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Note {
+    Nothing,
+    /// Rows and time.
+    Figures,
+}
+
+impl Desk {
+    async fn open(args: &Args) -> Result<Self, Failure> {
+        let plan = match &args.pipeline {
+            Some(file) => Some(Plan::load(file, &args.set).await.map_err(faulty)?),
+            None => None,
+        };
+        let mut models = plan.as_ref().map(|plan| plan.models.clone()).unwrap_or_else(assets::models);
+        models.extend(args.model.iter().map(|(name, path)| (name.clone(), model_at(path))));
+        place_models(&mut models, args.device.as_deref());
+        let models = Models::new(models, plan.as_ref().map_or(42, |plan| plan.seed));
+        let params = match &plan {
+            Some(plan) => plan.params.clone(),
+            None => Plan::params_alone(&args.set).map_err(faulty)?,
+        };
+        let errors: Arc<Mutex<BTreeMap<String, u64>>> = Arc::default();
+        let failures = Failures::Null(tally(&errors));
+        let session = Session::new(SessionOptions { models: Arc::clone(&models), params, failures, partitions: 0 })?;
+        let mut desk = Self { session, format: args.format, unmade: Vec::new(), errors, models };
+        if let Some(plan) = &plan {
+            desk.register_plan(plan).await?;
+        }
+        for (name, path) in &args.table {
+            desk.register(name, external_table(path).await).await?;
+        }
+        Ok(desk)
+    }
+
+    async fn register_plan(&mut self, plan: &Plan) -> Result<()> {
+        let tables = |stage: &&Stage| stage.yields == Yields::Table;
+        for stage in plan.stages.iter().filter(tables) {
+            if made(plan, stage).await?.is_none() {
+                self.unmade.push(stage.name.clone());
+                continue;
+            }
+            let table = InputTable::Managed { location: plan.location.clone(), table: stage.name.clone() };
+            self.register(&stage.name, table).await?;
+        }
+        for (name, table) in &plan.external {
+            self.register(name, table.clone()).await?;
+        }
+        let failed = plan.location.join("failed");
+        if failed.list().await.is_ok_and(|files| !files.is_empty()) {
+            self.session.register("failed", TableSource::Files(failed.to_string())).await?;
+        }
+        Ok(())
+    }
+
+    async fn register(&self, name: &str, table: InputTable) -> Result<()> {
+        let source = match table {
+            InputTable::Managed { location, table } => TableSource::Managed { location, table },
+            InputTable::Files(path) => TableSource::Files(path),
+        };
+        self.session.register(name, source).await.with_context(|| format!("the table `{name}`"))
+    }
+
+    /// Tables of the pipeline that no run has made.
+    pub fn unmade(&self) -> &[String] {
+        &self.unmade
+    }
+
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Runs one statement and shows its rows. Ctrl-C stops it.
+    pub async fn answer(&self, query: &str, note: Note) -> Result<(), Failure> {
+        let start = Instant::now();
+        let result = tokio::select! {
+            result = self.rows(query) => result,
+            () = interrupted() => return Err(Failure::Failed(anyhow::anyhow!("stopped"))),
+        };
+        self.report_failures();
+        let rows = result?;
+        if note == Note::Figures && stderr().is_terminal() {
+            let tokens = self.models.output_tokens();
+            let tokens = if tokens > 0 { format!(", {} tokens made", count(tokens)) } else { String::new() };
+            message(&format!("{} rows in {}{tokens}", count(rows), seconds(start.elapsed().as_secs_f64())));
+        }
+        Ok(())
+    }
+
+    async fn rows(&self, query: &str) -> Result<u64> {
+        let frame = self.session.sql(query).await.map_err(|error| self.explained(query, error))?;
+        let schema = Arc::new(frame.schema().as_arrow().clone());
+        let stream = frame.execute_stream().await?;
+        show(&schema, stream, self.format, Out::new(), to_terminal()).await
+    }
+
+    /// Says of a table that is not there that its stage has not run yet.
+    fn explained(&self, query: &str, error: anyhow::Error) -> anyhow::Error {
+        let named = sqlscan::scan(query).map(|scan| scan.tables).unwrap_or_default();
+        match named.iter().find(|table| self.unmade.contains(&table.name)) {
+            Some(table) => anyhow::anyhow!("the stage `{}` has not been run yet; `repro run` makes it", table.name),
+            None => error,
+        }
+    }
+
+    /// Rows whose model call failed are NULL in the result; says how many and why.
+    fn report_failures(&self) {
+        let errors = std::mem::take(&mut *self.errors.lock().unwrap_or_else(PoisonError::into_inner));
+        for (error, n) in errors {
+            message(&format!("warning: NULL for {} row{}: {error}", count(n), if n == 1 { "" } else { "s" }));
+        }
+    }
+}
+
+fn tally(errors: &Arc<Mutex<BTreeMap<String, u64>>>) -> FailureSink {
+    let errors = Arc::clone(errors);
+    Arc::new(move |_, error| *errors.lock().unwrap_or_else(PoisonError::into_inner).entry(error).or_default() += 1)
+}
+
+fn model_at(path: &str) -> ModelSpec {
+    let fasttext = [".bin", ".ftz"].iter().any(|end| path.ends_with(end));
+    match fasttext {
+        true => ModelSpec::Fasttext(FastTextSpec { path: path.to_owned() }),
+        false => ModelSpec::CausalLm(CausalLmSpec { path: path.to_owned(), ..CausalLmSpec::default() }),
+    }
+}

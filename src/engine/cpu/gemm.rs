@@ -1,0 +1,337 @@
+//! Matrix products `x · Wᵀ` with weights packed once. Each output element is summed over the inner dimension in one fixed
+//! order, so a row's result does not depend on how many rows are computed with it.
+//!
+//! Packed layout: panels of 16 output columns; in a panel, for each group of [`Elem::PACK`] inner elements, the 16 columns
+//! in turn. Kernels work on pairs of panels. The bf16 layout is what AMX tiles and AVX512-BF16 dot products both read.
+
+use super::{
+    buffer::{Buffer, Shared},
+    elem::Elem,
+    isa::{Isa, Vector},
+    simd::{LANES, Simd, from_bf16, vectorised},
+};
+use rayon::prelude::*;
+
+/// Rows of activations that one kernel call takes at most; row counts of buffers are multiples of it.
+pub const BLOCK: usize = 32;
+
+/// Inner dimensions are padded to this, with zeros: an AMX tile's width.
+pub const INNER: usize = 32;
+
+/// One kernel call: `rows` rows of `x` (row stride `x_stride`) times a pair of panels (`panel` elements apart) over `inner`
+/// elements, to `out` [32, 32] f32, row-major. Rows of `x` up to the next multiple of 16 must be readable.
+pub struct Args<E> {
+    /// First row.
+    pub x: *const E,
+    /// Elements from row to row.
+    pub x_stride: usize,
+    /// 1..=32.
+    pub rows: usize,
+    /// First panel.
+    pub w: *const E,
+    /// Elements from panel to panel.
+    pub panel: usize,
+    /// A multiple of [`INNER`].
+    pub inner: usize,
+    /// 1024 floats on a cache-line boundary.
+    pub out: *mut f32,
+}
+
+/// How a kernel is called; `before` and `after` enclose a task's calls on one thread.
+pub struct Kernel<E: 'static> {
+    /// Prepares the thread (AMX tile configuration).
+    pub before: unsafe fn(),
+    /// One block.
+    pub block: unsafe fn(&Args<E>),
+    /// Releases what `before` took.
+    pub after: unsafe fn(),
+}
+
+impl<E> Clone for Kernel<E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<E> Copy for Kernel<E> {}
+
+/// A weight matrix [out, in], packed.
+pub struct Packed<E> {
+    data: Buffer<E>,
+    /// Inner elements, padded.
+    inner: usize,
+    /// Pairs of panels.
+    pairs: usize,
+    /// One value per packed column, or empty.
+    bias: Vec<f32>,
+}
+
+/// What happens to a finished block.
+pub enum Finish<E> {
+    /// `out[row, column] = value + bias`.
+    Store(Shared<f32>, usize),
+    /// `out[row, column] += value + bias`.
+    Add(Shared<f32>, usize),
+    /// Pairs are (gate, up): `out[row, 16 · pair + lane] = silu(gate) · up`.
+    SiluMul(Shared<E>, usize),
+}
+
+/// One activation matrix: address, row stride, rows.
+#[derive(Clone, Copy)]
+pub struct Rows<E> {
+    /// First element.
+    pub data: Shared<E>,
+    /// Elements from row to row: the padded inner dimension of the weights.
+    pub stride: usize,
+    /// Rows that count.
+    pub rows: usize,
+}
+
+impl<E: Elem> Packed<E> {
+    /// Packs matrices [outᵢ, in] one under the other.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn stacked(matrices: &[&[E]], inner: usize, bias: Vec<f32>) -> anyhow::Result<Self> {
+        let columns: usize = matrices.iter().map(|m| m.len() / inner).sum();
+        let mut packed = Self::empty(columns.div_ceil(2 * LANES), inner, bias)?;
+        let rows = matrices.iter().flat_map(|m| m.chunks_exact(inner));
+        for (column, row) in rows.enumerate() {
+            packed.put(column, row);
+        }
+        packed.bias.resize(if packed.bias.is_empty() { 0 } else { packed.pairs * 2 * LANES }, 0.0);
+        Ok(packed)
+    }
+
+    /// Packs two matrices of the same shape so that panel pairs hold 16 columns of each.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn interleaved(first: &[E], second: &[E], inner: usize) -> anyhow::Result<Self> {
+        let columns = first.len() / inner;
+        let mut packed = Self::empty(columns.div_ceil(LANES), inner, Vec::new())?;
+        for (half, matrix) in [first, second].into_iter().enumerate() {
+            for (column, row) in matrix.chunks_exact(inner).enumerate() {
+                packed.put(column / LANES * 2 * LANES + half * LANES + column % LANES, row);
+            }
+        }
+        Ok(packed)
+    }
+
+    fn empty(pairs: usize, inner: usize, bias: Vec<f32>) -> anyhow::Result<Self> {
+        let inner = inner.next_multiple_of(INNER);
+        Ok(Self { data: Buffer::zeroed(pairs * 2 * LANES * inner)?, inner, pairs, bias })
+    }
+
+    fn put(&mut self, column: usize, row: &[E]) {
+        let start = column / LANES * LANES * self.inner + column % LANES * E::PACK;
+        for (k, &value) in row.iter().enumerate() {
+            self.data[start + k / E::PACK * LANES * E::PACK + k % E::PACK] = value;
+        }
+    }
+
+    /// Output columns, padded to whole pairs.
+    pub fn columns(&self) -> usize {
+        self.pairs * 2 * LANES
+    }
+
+    /// `x · Wᵀ`, in parallel over the current rayon pool.
+    ///
+    /// # Safety
+    /// `x` has [`Rows::rows`] rows, readable up to a multiple of [`BLOCK`], with zeros or other numbers in the padded inner
+    /// columns; the target has as many rows and [`Packed::columns`] columns (half of them for `SiluMul`), and nobody
+    /// else touches it meanwhile.
+    pub unsafe fn product(&self, isa: Isa, kernel: Kernel<E>, x: Rows<E>, finish: &Finish<E>) {
+        debug_assert_eq!(x.stride, self.inner);
+        // Enough tasks to balance; more pairs a task read the activations less often.
+        let per_task = (self.pairs / (rayon::current_num_threads() * 4)).clamp(1, 4);
+        (0..self.pairs.div_ceil(per_task)).into_par_iter().with_max_len(1).for_each(|task| {
+            let pairs = task * per_task..((task + 1) * per_task).min(self.pairs);
+            // SAFETY: tasks have their own columns of the target; the rest is passed on.
+            unsafe { self.task(isa, kernel, x, pairs, finish) }
+        });
+    }
+
+    unsafe fn task(&self, isa: Isa, kernel: Kernel<E>, x: Rows<E>, pairs: std::ops::Range<usize>, finish: &Finish<E>) {
+        let mut block = Block([0.0; BLOCK * 2 * LANES]);
+        let panel = LANES * self.inner;
+        // SAFETY: the kernel fits the processor; rows and panels are inside their buffers.
+        unsafe {
+            (kernel.before)();
+            for first in (0..x.rows).step_by(BLOCK) {
+                let rows = (x.rows - first).min(BLOCK);
+                for pair in pairs.clone() {
+                    (kernel.block)(&Args {
+                        x: x.data.at(first * x.stride),
+                        x_stride: x.stride,
+                        rows,
+                        w: self.data.as_ptr().add(pair * 2 * panel),
+                        panel,
+                        inner: self.inner,
+                        out: block.0.as_mut_ptr(),
+                    });
+                    let bias = self.bias.get(pair * 2 * LANES..).map_or(std::ptr::null(), <[f32]>::as_ptr);
+                    let bias = if self.bias.is_empty() { std::ptr::null() } else { bias };
+                    match *finish {
+                        Finish::Store(out, stride) => {
+                            store(isa.vector, &block.0, rows, bias, out.at(first * stride + pair * 2 * LANES), stride);
+                        }
+                        Finish::Add(out, stride) => {
+                            add(isa.vector, &block.0, rows, bias, out.at(first * stride + pair * 2 * LANES), stride);
+                        }
+                        Finish::SiluMul(out, stride) => {
+                            silu_mul::<E>(isa.vector, &block.0, rows, out.at(first * stride + pair * LANES), stride);
+                        }
+                    }
+                }
+            }
+            (kernel.after)();
+        }
+    }
+}
+
+#[repr(align(64))]
+struct Block([f32; BLOCK * 2 * LANES]);
+
+#[inline(always)]
+unsafe fn store_rows<S: Simd>(block: &[f32], rows: usize, bias: *const f32, out: *mut f32, stride: usize) {
+    // SAFETY: `rows` rows of 32 in both.
+    unsafe {
+        for row in 0..rows {
+            for half in 0..2 {
+                let mut v = S::load(block.as_ptr().add((row * 2 + half) * LANES));
+                if !bias.is_null() {
+                    v = S::add(v, S::load(bias.add(half * LANES)));
+                }
+                S::store(out.add(row * stride + half * LANES), v);
+            }
+        }
+    }
+}
+vectorised!(
+    /// out = block + bias
+    store => store_rows(block: &[f32], rows: usize, bias: *const f32, out: *mut f32, stride: usize));
+
+#[inline(always)]
+unsafe fn add_rows<S: Simd>(block: &[f32], rows: usize, bias: *const f32, out: *mut f32, stride: usize) {
+    // SAFETY: `rows` rows of 32 in both.
+    unsafe {
+        for row in 0..rows {
+            for half in 0..2 {
+                let mut v = S::load(block.as_ptr().add((row * 2 + half) * LANES));
+                if !bias.is_null() {
+                    v = S::add(v, S::load(bias.add(half * LANES)));
+                }
+                let p = out.add(row * stride + half * LANES);
+                S::store(p, S::add(S::load(p), v));
+            }
+        }
+    }
+}
+vectorised!(
+    /// out += block + bias
+    add => add_rows(block: &[f32], rows: usize, bias: *const f32, out: *mut f32, stride: usize));
+
+#[inline(always)]
+unsafe fn silu_mul_rows<S: Simd, E: Elem>(block: &[f32], rows: usize, out: *mut E, stride: usize) {
+    // SAFETY: `rows` rows of 32 in, of 16 out.
+    unsafe {
+        for row in 0..rows {
+            let gate = S::load(block.as_ptr().add(row * 2 * LANES));
+            let up = S::load(block.as_ptr().add((row * 2 + 1) * LANES));
+            let one = S::splat(1.0);
+            let sigmoid = S::div(one, S::add(one, S::exp(S::mul(gate, S::splat(-1.0)))));
+            E::store::<S>(out.add(row * stride), S::mul(S::mul(gate, sigmoid), up));
+        }
+    }
+}
+vectorised!(
+    /// out = silu(gate) · up, the gated feed-forward layer of these families
+    silu_mul => silu_mul_rows::<E: Elem>(block: &[f32], rows: usize, out: *mut E, stride: usize));
+
+unsafe fn nothing() {}
+
+/// The f32 kernel for those vectors.
+pub fn f32_kernel(vector: Vector) -> Kernel<f32> {
+    unsafe fn portable(args: &Args<f32>) {
+        // SAFETY: plain Rust; the rest is passed on.
+        unsafe { f32_block(Vector::Portable, args) }
+    }
+    unsafe fn avx2(args: &Args<f32>) {
+        // SAFETY: chosen for that processor; the rest is passed on.
+        unsafe { f32_block(Vector::Avx2, args) }
+    }
+    unsafe fn avx512(args: &Args<f32>) {
+        // SAFETY: chosen for that processor; the rest is passed on.
+        unsafe { f32_block(Vector::Avx512, args) }
+    }
+    let block = match vector {
+        Vector::Portable => portable,
+        Vector::Avx2 => avx2,
+        Vector::Avx512 => avx512 as unsafe fn(&Args<f32>),
+    };
+    Kernel { before: nothing, block, after: nothing }
+}
+
+#[inline(always)]
+unsafe fn f32_block_generic<S: Simd>(args: &Args<f32>) {
+    // SAFETY: row ranges stay inside `rows`.
+    unsafe {
+        let mut row = 0;
+        while row < args.rows {
+            match (args.rows - row, S::ROWS) {
+                (8.., 8..) => row = f32_rows::<S, 8>(args, row),
+                (3.., 3) => row = f32_rows::<S, 3>(args, row),
+                (2.., _) => row = f32_rows::<S, 2>(args, row),
+                _ => row = f32_rows::<S, 1>(args, row),
+            }
+        }
+    }
+}
+vectorised!(
+    /// One f32 block.
+    f32_block => f32_block_generic(args: &Args<f32>));
+
+/// `R` rows by 32 columns in registers.
+#[inline(always)]
+unsafe fn f32_rows<S: Simd, const R: usize>(args: &Args<f32>, row: usize) -> usize {
+    // SAFETY: inside the rows and panels that the caller gave.
+    unsafe {
+        let x = args.x.add(row * args.x_stride);
+        let mut sums = [[S::splat(0.0); 2]; R];
+        for k in 0..args.inner {
+            let w0 = S::load(args.w.add(k * LANES));
+            let w1 = S::load(args.w.add(args.panel + k * LANES));
+            for (r, sum) in sums.iter_mut().enumerate() {
+                let a = S::splat(*x.add(r * args.x_stride + k));
+                sum[0] = S::fma(a, w0, sum[0]);
+                sum[1] = S::fma(a, w1, sum[1]);
+            }
+        }
+        for (r, sum) in sums.into_iter().enumerate() {
+            let out = args.out.add((row + r) * 2 * LANES);
+            S::store(out, sum[0]);
+            S::store(out.add(LANES), sum[1]);
+        }
+        row + R
+    }
+}
+
+/// bf16 without bf16 instructions: correct, slow; for tests and for a bf16 model on an old processor.
+pub fn bf16_portable_kernel() -> Kernel<u16> {
+    unsafe fn block(args: &Args<u16>) {
+        for row in 0..args.rows {
+            for column in 0..2 * LANES {
+                let mut sum = 0f32;
+                for k in 0..args.inner {
+                    let at = column / LANES * args.panel + (k / 2 * LANES + column % LANES) * 2 + k % 2;
+                    // SAFETY: inside the rows and panels that the caller gave.
+                    let (a, w) = unsafe { (*args.x.add(row * args.x_stride + k), *args.w.add(at)) };
+                    sum += from_bf16(a) * from_bf16(w);
+                }
+                // SAFETY: 32 × 32 floats.
+                unsafe { *args.out.add(row * 2 * LANES + column) = sum }
+            }
+        }
+    }
+    Kernel { before: nothing, block, after: nothing }
+}

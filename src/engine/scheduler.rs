@@ -1,0 +1,284 @@
+//! What each step computes: who is admitted, which tokens go in, what becomes of the logits. Runs on the thread that owns
+//! the device; ends when the last handle is dropped. Knows nothing of how a step is computed.
+
+use super::{
+    Completion, FinishReason, RequestError, Shared,
+    backend::{Backend, Batch, Segment},
+    cpu::isa::Isa,
+    pages::{PAGE, Pages, Prefixes, pages_for},
+    sampling::{NotANumber, Sampler},
+    sequence::{Role, Sequence, Waiting},
+};
+use rayon::prelude::*;
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, atomic::Ordering, mpsc},
+};
+
+/// The device thread: serves requests until every handle is gone. A panic or a device failure ends it and is told to all.
+pub fn run(
+    backend: Box<dyn Backend>,
+    slots: usize,
+    pool: Arc<rayon::ThreadPool>,
+    requests: mpsc::Receiver<Waiting>,
+    shared: &Shared,
+) {
+    let pages = Pages::new(backend.pages());
+    let mut scheduler = Scheduler {
+        backend,
+        slots,
+        pool,
+        pages,
+        prefixes: Prefixes::default(),
+        waiting: VecDeque::new(),
+        running: Vec::new(),
+        shared,
+    };
+    let ended = catch_unwind(AssertUnwindSafe(|| scheduler.serve(&requests)));
+    let reason = match ended {
+        Ok(Ok(())) => "all its handles were dropped".to_owned(),
+        Ok(Err(error)) => format!("{error:#}"),
+        Err(panic) => format!("internal error: {}", message(&*panic)),
+    };
+    // Set before the queues are dropped: whoever waits finds the reason.
+    *shared.stopped.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(reason);
+}
+
+fn message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("panic without a message")
+}
+
+struct Scheduler<'a> {
+    backend: Box<dyn Backend>,
+    slots: usize,
+    pool: Arc<rayon::ThreadPool>,
+    pages: Pages,
+    prefixes: Prefixes,
+    waiting: VecDeque<Waiting>,
+    running: Vec<Sequence>,
+    shared: &'a Shared,
+}
+
+/// What the logits of one sequence led to.
+enum Outcome {
+    /// Goes on with this token appended.
+    Next(u32),
+    /// Ended by this token.
+    Done(u32, FinishReason),
+    /// Failed.
+    Failed(RequestError),
+}
+
+impl Scheduler<'_> {
+    fn serve(&mut self, requests: &mpsc::Receiver<Waiting>) -> anyhow::Result<()> {
+        loop {
+            if self.running.is_empty() && self.waiting.is_empty() {
+                self.publish();
+                match requests.recv() {
+                    Ok(request) => self.waiting.push_back(request),
+                    Err(mpsc::RecvError) => return Ok(()),
+                }
+            }
+            self.waiting.extend(requests.try_iter());
+            self.drop_cancelled();
+            self.admit()?;
+            self.publish();
+            if !self.running.is_empty() {
+                self.step()?;
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let requests = self.running.iter().filter(|s| matches!(s.role, Role::Request { .. })).count();
+        self.shared.counters.running.store(requests, Ordering::Relaxed);
+        self.shared.counters.waiting.store(self.waiting.len(), Ordering::Relaxed);
+    }
+
+    fn drop_cancelled(&mut self) {
+        self.waiting.retain(|w| !w.reply.is_closed());
+        for index in (0..self.running.len()).rev() {
+            if self.running[index].cancelled() {
+                let sequence = self.running.swap_remove(index);
+                self.release(&sequence);
+            }
+        }
+    }
+
+    /// Gives a sequence's pages back.
+    fn release(&mut self, sequence: &Sequence) {
+        self.pages.give(sequence.pages[sequence.shared..].iter().copied());
+        if let Role::Request { prefix: Some(prefix), .. } = &sequence.role {
+            let entry = self.prefixes.get_mut(prefix).expect("a prefix in use is never evicted");
+            entry.users -= 1;
+        }
+    }
+
+    /// Fills slots in order of arrival. A request takes the pages of its whole length at once, so it can always finish.
+    fn admit(&mut self) -> anyhow::Result<()> {
+        while self.running.len() < self.slots {
+            let Some(next) = self.waiting.front() else { return Ok(()) };
+            let prefix = next.request.prefix.clone();
+            // Without a rest there would be no row left to take logits from.
+            let admitted = if prefix.is_empty() || next.request.prompt.is_empty() {
+                self.admit_plain()
+            } else {
+                self.admit_with_prefix(&prefix)?
+            };
+            if !admitted {
+                // Nobody is running who could free pages: the prefixes give way.
+                if !self.running.is_empty() || !self.admit_plain() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn admit_plain(&mut self) -> bool {
+        let Some(next) = self.waiting.front() else { return false };
+        let length = next.request.prefix.len() + next.request.prompt.len() + next.request.max_new_tokens;
+        let wanted = pages_for(length);
+        self.prefixes.evict(&mut self.pages, wanted, None);
+        let Some(pages) = self.pages.take(wanted) else { return false };
+        let waiting = self.waiting.pop_front().expect("looked at above");
+        self.running.push(Sequence::new(waiting, pages, 0, 0, None));
+        true
+    }
+
+    /// Shares the prefix's full pages and copies the part of a page behind them; starts computing the prefix if it is new.
+    fn admit_with_prefix(&mut self, prefix: &Arc<[u32]>) -> anyhow::Result<bool> {
+        let Some(next) = self.waiting.front() else { return Ok(false) };
+        let full = prefix.len() / PAGE;
+        let own = pages_for(prefix.len() + next.request.prompt.len() + next.request.max_new_tokens) - full;
+        if self.prefixes.get_mut(prefix).is_none() {
+            let wanted = pages_for(prefix.len());
+            self.prefixes.evict(&mut self.pages, wanted, None);
+            let Some(pages) = self.pages.take(wanted) else { return Ok(false) };
+            self.prefixes.insert(prefix.clone(), pages.clone());
+            self.running.push(Sequence::prefix(prefix.clone(), pages));
+        }
+        self.prefixes.evict(&mut self.pages, own, Some(prefix));
+        let entry = self.prefixes.get_mut(prefix).expect("found or inserted above");
+        if !entry.ready {
+            return Ok(false);
+        }
+        let Some(own) = self.pages.take(own) else { return Ok(false) };
+        entry.users += 1;
+        if prefix.len() > full * PAGE {
+            self.backend.copy_page(entry.pages[full], own[0])?;
+        }
+        let pages = entry.pages[..full].iter().copied().chain(own).collect();
+        let waiting = self.waiting.pop_front().expect("looked at above");
+        self.running.push(Sequence::new(waiting, pages, full, prefix.len(), Some(prefix.clone())));
+        Ok(true)
+    }
+
+    fn step(&mut self) -> anyhow::Result<()> {
+        let (batch, owners) = self.assemble();
+        let sampled: Vec<(usize, Result<u32, NotANumber>)> = {
+            let logits = self.backend.step(&batch)?;
+            let vocab = self.shared.config.vocab_size;
+            let rows: Vec<&[f32]> = logits.data.chunks(logits.stride).take(batch.outputs.len()).collect();
+            let mut wanted: Vec<(usize, &mut Sequence, &[f32])> = Vec::with_capacity(rows.len());
+            let mut owners = owners.iter().zip(rows).peekable();
+            for (index, sequence) in self.running.iter_mut().enumerate() {
+                if let Some((_, row)) = owners.next_if(|(owner, _)| **owner == index) {
+                    wanted.push((index, sequence, &row[..vocab]));
+                }
+            }
+            self.pool.install(|| wanted.into_par_iter().map(|(i, s, row)| (i, draw(s, row))).collect())
+        };
+        for (segment, sequence) in batch.segments.iter().zip(&mut self.running) {
+            sequence.cached += segment.rows;
+        }
+        self.settle(sampled);
+        Ok(())
+    }
+
+    /// The step's rows: every sequence that only lacks its last token, and prompts as far as the step has room. Also the
+    /// running index that each output row belongs to. Segments stand in the order of `running`.
+    fn assemble(&mut self) -> (Batch, Vec<usize>) {
+        let mut batch = Batch::default();
+        let mut owners = Vec::new();
+        let decoding = self.running.iter().filter(|s| s.pending() == 1).count();
+        let mut room = self.backend.limits().rows - decoding;
+        let mut prompt_tokens = 0;
+        for (index, sequence) in self.running.iter().enumerate() {
+            let pending = sequence.pending();
+            let rows = if pending == 1 { 1 } else { pending.min(room) };
+            if pending != 1 {
+                room -= rows;
+            }
+            if sequence.cached < sequence.prompt {
+                prompt_tokens += rows as u64;
+            }
+            let first = batch.tokens.len();
+            batch.tokens.extend(&sequence.tokens[sequence.cached..sequence.cached + rows]);
+            if rows == pending && matches!(sequence.role, Role::Request { .. }) {
+                batch.outputs.push(first + rows - 1);
+                owners.push(index);
+            }
+            batch.segments.push(Segment { first, rows, start: sequence.cached, pages: sequence.pages.clone() });
+        }
+        self.shared.counters.prompt_tokens.fetch_add(prompt_tokens, Ordering::Relaxed);
+        (batch, owners)
+    }
+
+    /// Appends what was drawn, answers what has ended, frees its slots.
+    fn settle(&mut self, sampled: Vec<(usize, Result<u32, NotANumber>)>) {
+        let mut leaving = Vec::new();
+        self.shared.counters.output_tokens.fetch_add(sampled.len() as u64, Ordering::Relaxed);
+        for (index, drawn) in sampled {
+            let sequence = &mut self.running[index];
+            match outcome(sequence, drawn) {
+                Outcome::Next(token) => sequence.tokens.push(token),
+                Outcome::Done(token, finish) => {
+                    if finish == FinishReason::Length {
+                        sequence.tokens.push(token);
+                    }
+                    let tokens = sequence.tokens[sequence.prompt..].to_vec();
+                    leaving.push((index, Ok(Completion { tokens, finish })));
+                }
+                Outcome::Failed(error) => leaving.push((index, Err(error))),
+            }
+        }
+        // From the back, so that removing keeps the indices in front.
+        for (index, result) in leaving.into_iter().rev() {
+            let sequence = self.running.remove(index);
+            self.release(&sequence);
+            if let Role::Request { reply, .. } = sequence.role {
+                if result.is_ok() {
+                    self.shared.counters.completed.fetch_add(1, Ordering::Relaxed);
+                }
+                // Nobody listening any more is a cancellation, not a fault.
+                let _ = reply.send(result);
+            }
+        }
+        let prefixes = &mut self.prefixes;
+        self.running.retain(|sequence| match &sequence.role {
+            Role::Prefix(tokens) if sequence.pending() == 0 => {
+                prefixes.get_mut(tokens).expect("entered when its computation began").ready = true;
+                false
+            }
+            _ => true,
+        });
+    }
+}
+
+fn outcome(sequence: &Sequence, drawn: Result<u32, NotANumber>) -> Outcome {
+    match drawn {
+        Err(NotANumber) => Outcome::Failed(RequestError::NotANumber(sequence.generated())),
+        Ok(token) => sequence.ends_with(token).map_or(Outcome::Next(token), |reason| Outcome::Done(token, reason)),
+    }
+}
+
+/// Draws with the request's own stream.
+fn draw(sequence: &mut Sequence, logits: &[f32]) -> Result<u32, NotANumber> {
+    thread_local!(static SAMPLER: RefCell<Sampler> = RefCell::default());
+    let Role::Request { request, rng, .. } = &mut sequence.role else { return Err(NotANumber) };
+    SAMPLER.with_borrow_mut(|sampler| sampler.draw(Isa::detect().vector, logits, &request.sampling, rng))
+}

@@ -1,0 +1,94 @@
+//! One sequence on its way: tokens, how many of them are in the cache, its pages, its random stream.
+
+use super::{Completion, FinishReason, Request, RequestError};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// Where the result goes.
+pub type Reply = oneshot::Sender<Result<Completion, RequestError>>;
+
+/// A request that waits.
+pub struct Waiting {
+    /// What was asked.
+    pub request: Request,
+    /// Who asked.
+    pub reply: Reply,
+}
+
+/// A sequence in a slot.
+pub struct Sequence {
+    /// Prompt (prefix first), then what was generated.
+    pub tokens: Vec<u32>,
+    /// Length of the prompt.
+    pub prompt: usize,
+    /// Leading tokens whose keys and values are in the cache.
+    pub cached: usize,
+    /// Its pages in order; the first `shared` belong to the prefix.
+    pub pages: Vec<u32>,
+    /// See `pages`.
+    pub shared: usize,
+    /// What it does with its logits.
+    pub role: Role,
+}
+
+/// What a sequence is for.
+pub enum Role {
+    /// Answers a request.
+    Request {
+        /// What was asked.
+        request: Request,
+        /// Who asked.
+        reply: Reply,
+        /// The request's own random stream.
+        rng: Box<ChaCha8Rng>,
+        /// The key of the shared prefix in use, if any.
+        prefix: Option<Arc<[u32]>>,
+    },
+    /// Computes a shared prefix.
+    Prefix(Arc<[u32]>),
+}
+
+impl Sequence {
+    /// A request's sequence; `cached` positions are already in `pages`, of which the first `shared` are the prefix's.
+    pub fn new(waiting: Waiting, pages: Vec<u32>, shared: usize, cached: usize, prefix: Option<Arc<[u32]>>) -> Self {
+        let Waiting { request, reply } = waiting;
+        let tokens: Vec<u32> = request.prefix.iter().chain(&request.prompt).copied().collect();
+        let rng = Box::new(ChaCha8Rng::seed_from_u64(request.seed));
+        let prompt = tokens.len();
+        Self { tokens, prompt, cached, pages, shared, role: Role::Request { request, reply, rng, prefix } }
+    }
+
+    /// The computation of a shared prefix.
+    pub fn prefix(tokens: Arc<[u32]>, pages: Vec<u32>) -> Self {
+        Self { tokens: tokens.to_vec(), prompt: tokens.len(), cached: 0, pages, shared: 0, role: Role::Prefix(tokens) }
+    }
+
+    /// Tokens that are not in the cache yet.
+    pub fn pending(&self) -> usize {
+        self.tokens.len() - self.cached
+    }
+
+    /// Generated so far.
+    pub fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt
+    }
+
+    /// Whether nobody waits for it any more.
+    pub fn cancelled(&self) -> bool {
+        matches!(&self.role, Role::Request { reply, .. } if reply.is_closed())
+    }
+
+    /// Why it ends if `token` comes next, if it does.
+    pub fn ends_with(&self, token: u32) -> Option<FinishReason> {
+        let Role::Request { request, .. } = &self.role else { return None };
+        if request.stop.contains(&token) {
+            Some(FinishReason::Stop)
+        } else if self.generated() + 1 >= request.max_new_tokens {
+            Some(FinishReason::Length)
+        } else {
+            None
+        }
+    }
+}

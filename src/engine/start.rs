@@ -1,0 +1,122 @@
+//! From a model directory and options to a running device thread: device, precision, memory check.
+
+use super::{
+    Counters, Engine, EngineOptions, Precision, Shared,
+    backend::{Backend, Limits},
+    cpu::{
+        CpuModel,
+        elem::Elem,
+        isa::{Bf16, Isa},
+        load::Sizes,
+    },
+    memory,
+    pages::PAGE,
+    scheduler,
+};
+use crate::models::{config::DecoderConfig, decoder::Decoder, weights};
+use anyhow::{Context, bail, ensure};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, mpsc},
+};
+use tch::{Device, Kind};
+
+/// Prompt tokens computed in one step: enough to keep the matrix kernels busy, few enough to stay in the second-level
+/// cache of the models this engine meets on a CPU.
+pub const PREFILL_ROWS: usize = 512;
+
+/// What was decided from the options.
+struct Setup {
+    device: Device,
+    half: bool,
+    isa: Isa,
+    threads: usize,
+    sizes: Sizes,
+}
+
+pub fn from_dir(dir: &Path, options: &EngineOptions) -> anyhow::Result<Engine> {
+    let config = DecoderConfig::from_dir(dir)?;
+    let setup = setup(options)?;
+    let stored = weights::bytes_on_disk(dir)?;
+    check_memory(&config, &setup, stored).with_context(|| dir.display().to_string())?;
+    let kind = if setup.half { Kind::BFloat16 } else { Kind::Float };
+    launch(Decoder::from_dir(dir, Device::Cpu, kind)?, setup)
+}
+
+pub fn from_decoder(decoder: Decoder, options: &EngineOptions) -> anyhow::Result<Engine> {
+    let setup = setup(options)?;
+    check_memory(&decoder.config, &setup, 0)?;
+    launch(decoder, setup)
+}
+
+fn setup(options: &EngineOptions) -> anyhow::Result<Setup> {
+    ensure!(options.slots > 0, "`slots` must be at least 1");
+    let isa = Isa::detect();
+    let device = options.device.resolve()?;
+    let half = match options.precision {
+        Precision::F32 => false,
+        Precision::Bf16 => true,
+        Precision::Auto => device.is_cuda() || isa.bf16 != Bf16::None,
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if options.threads == 0 { cores } else { options.threads };
+    let limits = Limits { rows: options.slots + PREFILL_ROWS, outputs: options.slots };
+    Ok(Setup { device, half, isa, threads, sizes: Sizes { slots: options.slots, limits } })
+}
+
+/// Refuses a model that cannot fit before anything of it is read.
+fn check_memory(config: &DecoderConfig, setup: &Setup, stored: u64) -> anyhow::Result<()> {
+    let Some(free) = memory::available() else { return Ok(()) };
+    let packed = if setup.half { CpuModel::<u16>::weight_bytes(config) } else { CpuModel::<f32>::weight_bytes(config) };
+    ensure!(
+        packed < free,
+        "the model has {} parameters and needs {} of memory ({} on disk), but {} are free; use a smaller model{}",
+        config.parameters(),
+        memory::human(packed),
+        memory::human(stored),
+        memory::human(free),
+        if setup.half { "" } else { " or precision: bf16" }
+    );
+    Ok(())
+}
+
+fn launch(decoder: Decoder, setup: Setup) -> anyhow::Result<Engine> {
+    if setup.half { launch_as::<u16>(decoder, setup) } else { launch_as::<f32>(decoder, setup) }
+}
+
+fn launch_as<E: Elem>(decoder: Decoder, setup: Setup) -> anyhow::Result<Engine> {
+    if setup.device.is_cuda() {
+        bail!("generation on CUDA is not part of this version; use device: cpu");
+    }
+    let config = decoder.config.clone();
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(setup.threads)
+        .thread_name(|i| format!("engine-{i}"))
+        .build()
+        .context("cannot start the engine's threads")?;
+    let pool = Arc::new(pool);
+    let model = CpuModel::<E>::new(decoder, setup.sizes, setup.isa, pool.clone())?;
+    spawn(config, Box::new(model), setup.sizes.slots, pool)
+}
+
+/// Starts the thread that owns the backend.
+fn spawn(
+    config: DecoderConfig,
+    backend: Box<dyn Backend>,
+    slots: usize,
+    pool: Arc<rayon::ThreadPool>,
+) -> anyhow::Result<Engine> {
+    let shared = Arc::new(Shared {
+        limit: config.max_positions.min(backend.pages() * PAGE),
+        config,
+        counters: Counters::default(),
+        stopped: Mutex::new(None),
+    });
+    let (queue, requests) = mpsc::channel();
+    let of_thread = shared.clone();
+    std::thread::Builder::new()
+        .name("engine".to_owned())
+        .spawn(move || scheduler::run(backend, slots, pool, requests, &of_thread))
+        .context("cannot start the engine thread")?;
+    Ok(Engine { queue, shared })
+}

@@ -1,0 +1,85 @@
+//! Where tensors live: `auto | cpu | cuda:N`. Loads libtorch_cuda.so at run time when a GPU is asked for: the program
+//! links the CPU library only, and libtorch asks for its CUDA hooks once, at the first call that needs them.
+
+use anyhow::bail;
+use std::{ffi::CStr, sync::OnceLock};
+use tch::{Cuda, Device};
+
+/// Where a model runs: `auto | cpu | cuda:N`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceSpec {
+    /// The first GPU where there is one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of that number.
+    Cuda(usize),
+}
+
+impl std::str::FromStr for DeviceSpec {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => match text.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
+                Some(n) => Ok(Self::Cuda(n)),
+                None => bail!("device `{text}`: expected auto, cpu or cuda:N"),
+            },
+        }
+    }
+}
+
+impl DeviceSpec {
+    /// The libtorch device, with the CUDA library loaded if it is a GPU.
+    ///
+    /// # Errors
+    /// A GPU was asked for by number and the CUDA library or that GPU is not there.
+    pub fn resolve(self) -> anyhow::Result<Device> {
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Auto if gpu_driver_present() && load_cuda().is_ok() && Cuda::is_available() => Ok(Device::Cuda(0)),
+            Self::Auto => Ok(Device::Cpu),
+            Self::Cuda(n) => {
+                if let Err(reason) = load_cuda() {
+                    bail!(
+                        "device cuda:{n}: libtorch_cuda.so cannot be loaded ({reason}); use a libtorch 2.11 with CUDA, or device: cpu"
+                    );
+                }
+                let count = Cuda::device_count();
+                if n as i64 >= count {
+                    bail!("device cuda:{n}: this machine shows {count} CUDA devices");
+                }
+                Ok(Device::Cuda(n))
+            }
+        }
+    }
+}
+
+/// Whether the NVIDIA driver's device files exist; spares the half second of loading CUDA where there is no GPU.
+fn gpu_driver_present() -> bool {
+    std::path::Path::new("/dev/nvidiactl").exists()
+}
+
+/// Loads libtorch_cuda.so into the process once, for everybody to see.
+fn load_cuda() -> Result<(), String> {
+    static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
+    LOADED
+        .get_or_init(|| {
+            // SAFETY: a nul-terminated name; the library's initialisers are those of libtorch itself.
+            let handle = unsafe { libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+            if !handle.is_null() {
+                return Ok(());
+            }
+            // SAFETY: dlerror returns null or a nul-terminated message that lives until the next dl call on this thread.
+            let message = unsafe { libc::dlerror() };
+            if message.is_null() {
+                return Err("unknown reason".to_owned());
+            }
+            // SAFETY: as above, not null.
+            Err(unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned())
+        })
+        .clone()
+}

@@ -1,0 +1,591 @@
+//! The pipeline with everything looked up: tables, models, parameters, files, order. Past this point no name is open.
+//!
+//! A relative path of a source, a model or a SQL file is taken from the current directory if something is there, else from
+//! the directory of the YAML file, else from the parent of that. `location` is always taken from the current directory.
+
+use super::{
+    graph,
+    spec::{Located, Spec, StageSpec, Yields},
+    sqlscan::{self, Scan},
+    stage::{
+        StageConfig, fasttext,
+        ingest::{self, Paths, SourceSpec},
+        sft,
+        sql::{self, InputTable, Query},
+        tokenizer,
+    },
+    yaml::{
+        node::Value,
+        problem::{Place, Problems, suggest},
+        set::{Assignment, unset},
+    },
+};
+use crate::{
+    storage::{commit::TableCommit, location::Location},
+    udf::models::{CausalLmSpec, FastTextSpec, ModelSpec},
+};
+use datafusion::common::ScalarValue;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+/// A validated pipeline.
+#[derive(Debug)]
+pub struct Plan {
+    pub name: String,
+    pub location: Location,
+    pub seed: u64,
+    /// Values of `$name` in SQL; `$seed` is one of them.
+    pub params: BTreeMap<String, ScalarValue>,
+    /// Models that SQL may call, those of stages included.
+    pub models: BTreeMap<String, ModelSpec>,
+    /// Tables that no stage makes.
+    pub external: BTreeMap<String, InputTable>,
+    /// In an order in which every stage comes after those it needs.
+    pub stages: Vec<Stage>,
+}
+
+/// One stage.
+#[derive(Debug)]
+pub struct Stage {
+    pub name: String,
+    pub yields: Yields,
+    pub work: Work,
+    /// The settings as written, for the key.
+    pub config: StageConfig,
+    /// Tables that it reads.
+    pub tables: Vec<String>,
+    /// Models that it uses.
+    pub models: Vec<String>,
+    /// Parameters that its query binds.
+    pub params: BTreeMap<String, ScalarValue>,
+    /// Stages that have to be finished before, as indices into [`Plan::stages`].
+    pub needs: Vec<usize>,
+}
+
+/// What a stage does.
+#[derive(Debug)]
+pub enum Work {
+    Ingest { config: ingest::Config, source: SourceSpec },
+    Sql(Query),
+    Sft(sft::Config),
+    Tokenizer(tokenizer::Config),
+    Fasttext(fasttext::Config),
+}
+
+/// Which argument of a function names a model, and the model without it.
+pub const MODEL_ARGUMENTS: &[(&str, usize, &str)] = &[
+    ("rephrase", 1, "rephraser"),
+    ("rephrase_detail", 1, "rephraser"),
+    ("generate", 1, "rephraser"),
+    ("fasttext_score", 2, "hq"),
+    ("fasttext_label", 1, "hq"),
+    ("token_count", 1, "rephraser"),
+];
+/// Functions that run a language model, row by row.
+pub const LANGUAGE_MODEL_FUNCTIONS: &[&str] = &["rephrase", "rephrase_detail", "generate"];
+
+impl Plan {
+    /// Reads and checks a pipeline file.
+    ///
+    /// # Errors
+    /// Every fault in the file, in the SQL files that it names, and in `set`.
+    pub async fn load(file: &Path, set: &[String]) -> Result<Self, Problems> {
+        let mut problems = Problems::default();
+        let Some(spec) = Spec::read(file, set, &mut problems) else { return Err(problems) };
+        Self::build(&spec, file, problems).await
+    }
+
+    async fn build(spec: &Spec, file: &Path, mut problems: Problems) -> Result<Self, Problems> {
+        let place = Place::whole(&file.display().to_string());
+        let location = match Location::parse(&spec.location) {
+            Ok(location) => location,
+            Err(error) if spec.location.is_empty() => return Err(with(problems, &place, error)),
+            Err(error) => return Err(with(problems, &place, error.context("`location`"))),
+        };
+        let mut builder =
+            Builder { spec, file, location: &location, problems: &mut problems, params_used: spec.used.clone() };
+        let params = builder.params();
+        let models = builder.models();
+        let scans = builder.scans();
+        let external = builder.external(&scans).await;
+        let stages = builder.stages(&scans, &params, &models, &external);
+        builder.undeclared();
+        let order = builder.order(&stages);
+        problems.or(())?;
+        let plan = Self {
+            name: spec.name.clone(),
+            seed: spec.seed,
+            location,
+            params,
+            models,
+            external,
+            stages: in_order(stages.into_iter().flatten().collect(), &order),
+        };
+        Ok(plan)
+    }
+
+    /// Parameters for a query that belongs to no pipeline, from `--set name=value` arguments.
+    ///
+    /// # Errors
+    /// Arguments that are not `name=value`.
+    pub fn params_alone(set: &[String]) -> Result<BTreeMap<String, ScalarValue>, Problems> {
+        let mut problems = Problems::default();
+        let mut params = BTreeMap::new();
+        for argument in set {
+            let Some(Assignment { path, value }) = Assignment::parse(argument, &mut problems) else { continue };
+            match (&path[..], scalar(&value.value)) {
+                ([name], Some(value)) => drop(params.insert(name.clone(), value)),
+                ([_], None) => problems.add(&value.at, "the value must be a number, a text or `true`/`false`"),
+                _ => problems.add(&value.at, "without --pipeline, write --set name=value"),
+            }
+        }
+        problems.or(params)
+    }
+
+    /// The stage of that name.
+    pub fn stage(&self, name: &str) -> Option<usize> {
+        self.stages.iter().position(|stage| stage.name == name)
+    }
+}
+
+fn with(mut problems: Problems, place: &Place, error: anyhow::Error) -> Problems {
+    if problems.is_empty() {
+        problems.add(place, format!("{error:#}"));
+    }
+    problems
+}
+
+fn in_order(stages: Vec<Stage>, order: &[usize]) -> Vec<Stage> {
+    let mut slots: Vec<Option<Stage>> = stages.into_iter().map(Some).collect();
+    let mut new_index = vec![0; slots.len()];
+    order.iter().enumerate().for_each(|(new, &old)| new_index[old] = new);
+    order
+        .iter()
+        .filter_map(|&old| slots[old].take())
+        .map(|mut stage| {
+            stage.needs.iter_mut().for_each(|need| *need = new_index[*need]);
+            stage
+        })
+        .collect()
+}
+
+/// A SQL stage's text and what it names.
+struct Scanned {
+    query: String,
+    origin: String,
+    scan: Scan,
+    /// Turns a position in the text into a place.
+    place: Box<dyn Fn(usize, usize) -> Place>,
+}
+
+struct Builder<'a> {
+    spec: &'a Spec,
+    file: &'a Path,
+    location: &'a Location,
+    problems: &'a mut Problems,
+    params_used: BTreeSet<String>,
+}
+
+impl Builder<'_> {
+    fn params(&self) -> BTreeMap<String, ScalarValue> {
+        let values = self.spec.params.iter().filter_map(|(name, node)| Some((name.clone(), scalar(&node.value)?)));
+        let seed = i64::try_from(self.spec.seed).unwrap_or(i64::MAX);
+        values.chain([("seed".to_owned(), ScalarValue::Int64(Some(seed)))]).collect()
+    }
+
+    fn maker(&self, name: &str, yields: Yields) -> Option<usize> {
+        self.spec.stages.iter().position(|s| s.name.value == name && s.yields == yields)
+    }
+
+    /// Where the model of a stage will be; a fastText classifier is a file in its directory.
+    fn made_path(&self, name: &str) -> String {
+        let directory = self.location.join(&format!("models/{name}")).to_string();
+        let stage = self.maker(name, Yields::Model).and_then(|i| self.spec.stages[i].config.as_ref());
+        match stage {
+            Some(StageConfig::Fasttext(_)) => format!("{directory}/{}", fasttext::FILE),
+            _ => directory,
+        }
+    }
+
+    /// The entries of `models:` with paths resolved, and the models that stages make.
+    fn models(&mut self) -> BTreeMap<String, ModelSpec> {
+        let mut models = BTreeMap::new();
+        for (name, Located { value, at }) in &self.spec.models {
+            let Some(mut spec) = value.clone() else { continue };
+            let made = self.maker(name, Yields::Model).map(|i| self.spec.stages[i].name.at.line);
+            let path = match &mut spec {
+                ModelSpec::CausalLm(lm) => {
+                    let prompt = lm.prompt.take();
+                    lm.prompt = prompt.map(|p| PathBuf::from(resolve(self.file, &p.to_string_lossy())));
+                    &mut lm.path
+                }
+                ModelSpec::Fasttext(classifier) => &mut classifier.path,
+            };
+            match made {
+                Some(_) if path.is_empty() => *path = self.made_path(name),
+                Some(line) => {
+                    let message =
+                        format!("`{name}` is also made by the stage in line {line}; remove `path` here or rename one");
+                    self.problems.add(at, message);
+                }
+                None if path.is_empty() => self.problems.add(at, format!("the model `{name}` has an empty `path`")),
+                None => *path = resolve(self.file, path),
+            }
+            models.insert(name.clone(), spec);
+        }
+        for stage in self.spec.stages.iter().filter(|s| s.yields == Yields::Model) {
+            let name = &stage.name.value;
+            let path = self.made_path(name);
+            let spec = match &stage.config {
+                Some(StageConfig::Fasttext(_)) => ModelSpec::Fasttext(FastTextSpec { path }),
+                _ => ModelSpec::CausalLm(CausalLmSpec { path, ..CausalLmSpec::default() }),
+            };
+            models.entry(name.clone()).or_insert(spec);
+        }
+        models
+    }
+
+    /// The texts of SQL stages, by stage; None for other stages and faulty ones.
+    fn scans(&mut self) -> Vec<Option<Scanned>> {
+        let stages = &self.spec.stages;
+        stages
+            .iter()
+            .map(|stage| match &stage.config {
+                Some(StageConfig::Sql(config)) => self.scan(stage, config),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn scan(&mut self, stage: &StageSpec, config: &sql::Config) -> Option<Scanned> {
+        let (query, origin, place): (_, _, Box<dyn Fn(usize, usize) -> Place>) = match (&config.file, &config.query) {
+            (Some(file), _) => {
+                let written = file.to_string_lossy();
+                let path = resolve(self.file, &written);
+                let text = std::fs::read_to_string(&path);
+                let Ok(text) = text.map_err(|error| {
+                    let at = stage.node.find_text(&written).unwrap_or(&stage.node.at);
+                    let tried = "looked in the current directory, beside the YAML file and in the directory above it";
+                    self.problems.add(at, format!("cannot read `{written}`: {}; {tried}", io_reason(&error)));
+                }) else {
+                    return None;
+                };
+                let shown: std::sync::Arc<str> = path.as_str().into();
+                let place = Box::new(move |line, column| Place { file: shown.clone(), line, column });
+                (text, path, place)
+            }
+            (None, Some(query)) => {
+                let at = stage.node.find_text(query).unwrap_or(&stage.node.at).clone();
+                let origin = format!("{at} (query of `{}`)", stage.name.value);
+                (query.clone(), origin, Box::new(move |_, _| at.clone()))
+            }
+            (None, None) => return None,
+        };
+        match sqlscan::scan(&query) {
+            Ok(scan) => Some(Scanned { query, origin, scan, place }),
+            Err(fault) => {
+                self.problems.add(&place(fault.line, fault.column), fault.message);
+                None
+            }
+        }
+    }
+
+    /// Tables that are read and that no stage makes: entries of `tables:`, else finished tables of earlier runs.
+    async fn external(&mut self, scans: &[Option<Scanned>]) -> BTreeMap<String, InputTable> {
+        let mut external = BTreeMap::new();
+        for (name, Located { value, at }) in &self.spec.tables {
+            if let Some(stage) = self.maker(name, Yields::Table) {
+                let line = self.spec.stages[stage].name.at.line;
+                self.problems.add(at, format!("`{name}` is also made by the stage in line {line}; rename one"));
+            } else if !value.is_empty() {
+                external.insert(name.clone(), external_table(&resolve(self.file, value)).await);
+            }
+        }
+        let in_queries = scans.iter().flatten().flat_map(|s| s.scan.tables.iter().map(|t| t.name.clone()));
+        let in_configs =
+            self.spec.stages.iter().filter_map(|s| s.config.as_ref()).flat_map(|c| c.tables()).map(str::to_owned);
+        let names: BTreeSet<String> = in_queries.chain(in_configs).collect();
+        for name in names {
+            let known = external.contains_key(&name) || self.spec.tables.contains_key(&name);
+            if known || self.maker(&name, Yields::Table).is_some() {
+                continue;
+            }
+            if let Ok(Some(_)) = TableCommit::manifest(self.location, &name).await {
+                external.insert(name.clone(), InputTable::Managed { location: self.location.clone(), table: name });
+            }
+        }
+        external
+    }
+
+    /// Each stage, None where it is faulty. Needs are indices into this list.
+    fn stages(
+        &mut self,
+        scans: &[Option<Scanned>],
+        params: &BTreeMap<String, ScalarValue>,
+        models: &BTreeMap<String, ModelSpec>,
+        external: &BTreeMap<String, InputTable>,
+    ) -> Vec<Option<Stage>> {
+        let spec = self.spec;
+        let mut stages = Vec::new();
+        for (stage, scanned) in spec.stages.iter().zip(scans) {
+            let (tables, used) = self.references(stage, scanned.as_ref());
+            for (name, at) in &tables {
+                self.check_table(name, at, external);
+            }
+            for (name, at) in &used {
+                self.check_model(name, at, models);
+            }
+            let bound = scanned.as_ref().map(|s| self.bind(s, params)).unwrap_or_default();
+            let needs = self.needs(&tables, &used);
+            let names = |refs: &[(String, Place)]| -> Vec<String> {
+                refs.iter().map(|(n, _)| n.clone()).collect::<BTreeSet<_>>().into_iter().collect()
+            };
+            let work = self.work(stage, scanned.as_ref(), external);
+            stages.push(self.resolved(stage).zip(work).map(|(config, work)| Stage {
+                name: stage.name.value.clone(),
+                yields: stage.yields,
+                work,
+                config,
+                tables: names(&tables),
+                models: names(&used),
+                params: bound,
+                needs,
+            }));
+        }
+        stages
+    }
+
+    /// Tables and models that a stage names, with their places.
+    #[expect(clippy::type_complexity, reason = "two lists of names with places")]
+    fn references(&self, stage: &StageSpec, scanned: Option<&Scanned>) -> (Vec<(String, Place)>, Vec<(String, Place)>) {
+        let at = |name: &str| stage.node.find_text(name).unwrap_or(&stage.node.at).clone();
+        let config = stage.config.as_ref();
+        let mut tables: Vec<_> =
+            config.iter().flat_map(|c| c.tables()).map(|name| (name.to_owned(), at(name))).collect();
+        let named = config.iter().flat_map(|c| c.models()).filter(|name| !self.is_model_path(name));
+        let mut models: Vec<_> = named.map(|name| (name.to_owned(), at(name))).collect();
+        if let Some(Scanned { scan, place, .. }) = scanned {
+            tables.extend(scan.tables.iter().map(|t| (t.name.clone(), place(t.line, t.column))));
+            for call in &scan.calls {
+                let Some((_, index, role)) = MODEL_ARGUMENTS.iter().find(|(f, ..)| *f == call.function.name) else {
+                    continue;
+                };
+                let (name, at) = match call.args.get(*index) {
+                    None => ((*role).to_owned(), &call.function),
+                    Some(Some(literal)) => (literal.name.clone(), literal),
+                    // A model named by an expression is refused when the query is planned.
+                    Some(None) => continue,
+                };
+                models.push((name, place(at.line, at.column)));
+            }
+        }
+        (tables, models)
+    }
+
+    /// A trainer's model that no entry and no stage gives, and that looks like a path.
+    fn is_model_path(&self, name: &str) -> bool {
+        let known = self.spec.models.contains_key(name) || self.maker(name, Yields::Model).is_some();
+        !known && (name.contains('/') || there(&resolve(self.file, name)))
+    }
+
+    fn check_table(&mut self, name: &str, at: &Place, external: &BTreeMap<String, InputTable>) {
+        let known = external.contains_key(name) || self.spec.tables.contains_key(name);
+        if known || self.maker(name, Yields::Table).is_some() {
+            return;
+        }
+        let made = self.spec.stages.iter().filter(|s| s.yields == Yields::Table).map(|s| &s.name.value);
+        let all: Vec<&String> = made.chain(self.spec.tables.keys()).collect();
+        let elsewhere = format!("no table of that name is at {} either", self.location);
+        self.problems.add(at, format!("no stage makes the table `{name}`{}; {elsewhere}", suggest(name, &all)));
+    }
+
+    fn check_model(&mut self, name: &str, at: &Place, models: &BTreeMap<String, ModelSpec>) {
+        if !models.contains_key(name) && !self.spec.models.contains_key(name) {
+            let known: BTreeSet<&String> = models.keys().chain(self.spec.models.keys()).collect();
+            let known: Vec<&String> = known.into_iter().collect();
+            let message = format!(
+                "no model `{name}`{}; add it under `models:` or a stage `model: {name}`",
+                suggest(name, &known)
+            );
+            self.problems.add(at, message);
+        }
+    }
+
+    /// The values that a query binds; names without a value are problems.
+    fn bind(&mut self, scanned: &Scanned, params: &BTreeMap<String, ScalarValue>) -> BTreeMap<String, ScalarValue> {
+        let mut bound = BTreeMap::new();
+        for used in &scanned.scan.params {
+            self.params_used.insert(used.name.clone());
+            let place = (scanned.place)(used.line, used.column);
+            match (params.get(&used.name), self.spec.params.get(&used.name).map(|n| &n.value)) {
+                (Some(value), _) => drop(bound.insert(used.name.clone(), value.clone())),
+                (None, Some(Value::Null)) => self.problems.add(&place, unset(&used.name)),
+                (None, Some(_)) => {}
+                (None, None) => {
+                    let known: Vec<&String> = params.keys().collect();
+                    let message = format!(
+                        "no parameter `{0}`{1}; give it with --set {0}=VALUE or under `params`",
+                        used.name,
+                        suggest(&used.name, &known)
+                    );
+                    self.problems.add(&place, message);
+                }
+            }
+        }
+        bound
+    }
+
+    /// The settings with their paths resolved.
+    fn resolved(&self, stage: &StageSpec) -> Option<StageConfig> {
+        let mut config = stage.config.clone()?;
+        config.resolve(|name| !self.is_model_path(name), |path| resolve(self.file, path));
+        Some(config)
+    }
+
+    fn needs(&self, tables: &[(String, Place)], models: &[(String, Place)]) -> Vec<usize> {
+        let tables = tables.iter().filter_map(|(name, _)| self.maker(name, Yields::Table));
+        let models = models.iter().filter_map(|(name, _)| self.maker(name, Yields::Model));
+        tables.chain(models).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    fn work(
+        &mut self,
+        stage: &StageSpec,
+        scanned: Option<&Scanned>,
+        external: &BTreeMap<String, InputTable>,
+    ) -> Option<Work> {
+        Some(match self.resolved(stage)? {
+            StageConfig::Ingest(config) => {
+                let Some(source) = self.spec.sources.get(&config.source) else {
+                    let known: Vec<&String> = self.spec.sources.keys().collect();
+                    let at = stage.node.find_text(&config.source).unwrap_or(&stage.node.at);
+                    let message = format!(
+                        "no source `{0}`{1}; add it under `sources:`",
+                        config.source,
+                        suggest(&config.source, &known)
+                    );
+                    self.problems.add(at, message);
+                    return None;
+                };
+                Work::Ingest { config, source: self.source(source.value.as_ref()?) }
+            }
+            StageConfig::Sql(config) => Work::Sql(self.query(scanned?, &config, external)),
+            StageConfig::Sft(config) => Work::Sft(config),
+            StageConfig::Tokenizer(config) => Work::Tokenizer(config),
+            StageConfig::Fasttext(config) => Work::Fasttext(config),
+        })
+    }
+
+    /// The source with its paths resolved.
+    fn source(&self, source: &SourceSpec) -> SourceSpec {
+        let path = match &source.path {
+            Paths::One(path) => Paths::One(resolve(self.file, path)),
+            Paths::Many(paths) => Paths::Many(paths.iter().map(|path| resolve(self.file, path)).collect()),
+        };
+        SourceSpec { path, ..source.clone() }
+    }
+
+    fn query(&self, scanned: &Scanned, config: &sql::Config, external: &BTreeMap<String, InputTable>) -> Query {
+        let ours = |name: &String| InputTable::Managed { location: self.location.clone(), table: name.clone() };
+        let table = |name: &String| external.get(name).cloned().unwrap_or_else(|| ours(name));
+        let scan = &scanned.scan;
+        Query {
+            text: scanned.query.clone(),
+            origin: scanned.origin.clone(),
+            tables: scan.tables.iter().map(|t| (t.name.clone(), table(&t.name))).collect(),
+            calls_model: scan.calls.iter().any(|c| LANGUAGE_MODEL_FUNCTIONS.contains(&c.function.name.as_str())),
+            fragment_rows: config.fragment_rows,
+        }
+    }
+
+    /// A `--set name=value` whose name is neither declared nor used anywhere is a slip.
+    fn undeclared(&mut self) {
+        for (name, at) in &self.spec.undeclared {
+            if !self.params_used.contains(name) {
+                let known: Vec<&String> = self.spec.params.keys().filter(|k| *k != name).collect();
+                let message = format!("nothing in the pipeline uses the parameter `{name}`{}", suggest(name, &known));
+                self.problems.add(at, message);
+            }
+        }
+    }
+
+    fn order(&mut self, stages: &[Option<Stage>]) -> Vec<usize> {
+        let needs: Vec<Vec<usize>> =
+            stages.iter().map(|s| s.as_ref().map_or_else(Vec::new, |s| s.needs.clone())).collect();
+        graph::order(&needs).unwrap_or_else(|cycles| {
+            for cycle in cycles {
+                let names: Vec<&str> = cycle.iter().map(|&i| self.spec.stages[i].name.value.as_str()).collect();
+                let steps: Vec<String> = (0..names.len())
+                    .map(|i| format!("`{}` needs `{}`", names[i], names[(i + 1) % names.len()]))
+                    .collect();
+                let at = &self.spec.stages[cycle[0]].name.at;
+                self.problems
+                    .add(at, format!("the stages go in a circle: {}; break it at one of them", steps.join(", ")));
+            }
+            Vec::new()
+        })
+    }
+}
+
+/// A YAML value as SQL sees it.
+fn scalar(value: &Value) -> Option<ScalarValue> {
+    match value {
+        Value::Bool(b) => Some(ScalarValue::Boolean(Some(*b))),
+        Value::Int(n) => Some(ScalarValue::Int64(Some(*n))),
+        Value::Float(n) => Some(ScalarValue::Float64(Some(*n))),
+        Value::Text(t) => Some(ScalarValue::Utf8(Some(t.clone()))),
+        Value::Null | Value::List(_) | Value::Map(_) | Value::Hole => None,
+    }
+}
+
+fn io_reason(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "there is no such file".into(),
+        std::io::ErrorKind::InvalidData => "it is not UTF-8 text".into(),
+        _ => error.to_string(),
+    }
+}
+
+/// A table directory with a manifest, else files.
+pub async fn external_table(path: &str) -> InputTable {
+    let (parent, table) = split_table(path);
+    if let Ok(location) = Location::parse(&parent)
+        && let Ok(Some(_)) = TableCommit::manifest(&location, &table).await
+    {
+        return InputTable::Managed { location, table };
+    }
+    InputTable::Files(path.to_owned())
+}
+
+/// A table directory's location and its name there.
+pub fn split_table(path: &str) -> (String, String) {
+    let trimmed = path.trim_end_matches('/');
+    match trimmed.rsplit_once('/') {
+        Some(("", table)) => ("/".to_owned(), table.to_owned()),
+        Some((parent, table)) => (parent.to_owned(), table.to_owned()),
+        None => (".".to_owned(), trimmed.to_owned()),
+    }
+}
+
+/// A path or glob as the rule at the top of this file has it.
+pub fn resolve(yaml: &Path, text: &str) -> String {
+    if text.contains("://") || Path::new(text).is_absolute() || there(text) {
+        return text.to_owned();
+    }
+    let directory = yaml.parent().unwrap_or_else(|| Path::new(""));
+    let above = directory.join("..");
+    for base in [directory, above.as_path()] {
+        let candidate = base.join(text).to_string_lossy().into_owned();
+        if there(&candidate) {
+            return candidate;
+        }
+    }
+    text.to_owned()
+}
+
+fn there(text: &str) -> bool {
+    Path::new(text).exists()
+        || (text.contains(['*', '?', '[']) && glob::glob(text).is_ok_and(|mut m| m.next().is_some()))
+}

@@ -1,0 +1,198 @@
+//! Parameters as one flat f32 buffer, and AdamW (Loshchilov and Hutter 2019, algorithm 2) over it in a handful of large ops.
+//! Knows nothing of models beyond names and shapes, nothing of schedules or files.
+
+use crate::models::weights::Weights;
+use std::collections::BTreeMap;
+use tch::{Kind, Tensor};
+
+/// One parameter's place in the buffer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// Checkpoint name.
+    pub name: String,
+    /// Shape.
+    pub shape: Vec<i64>,
+}
+
+/// f32 masters of all parameters in one buffer: first those that decay (two dimensions or more), then norms and biases.
+#[derive(Debug)]
+pub struct FlatParameters {
+    /// [N] f32, no gradient of its own.
+    pub master: Tensor,
+    slots: Vec<Slot>,
+    /// Leading elements that weight decay applies to.
+    decayed: i64,
+}
+
+/// One forward pass's parameters: views of `leaf`, which collects the gradient of them all.
+#[derive(Debug)]
+pub struct Views {
+    /// [N] in the compute type, requires a gradient.
+    pub leaf: Tensor,
+    /// The parameters by name.
+    pub weights: Weights,
+}
+
+impl FlatParameters {
+    /// Copies the parameters into one buffer, in f32.
+    pub fn new(weights: &Weights) -> Self {
+        let (matrices, vectors): (Vec<_>, Vec<_>) = weights.tensors.iter().partition(|(_, t)| t.dim() >= 2);
+        let decayed = matrices.iter().map(|(_, t)| t.numel() as i64).sum();
+        let ordered: Vec<(&String, &Tensor)> = matrices.into_iter().chain(vectors).collect();
+        let slots = ordered.iter().map(|(name, t)| Slot { name: (*name).clone(), shape: t.size() }).collect();
+        let flat: Vec<Tensor> = ordered.iter().map(|(_, t)| t.detach().to_kind(Kind::Float).reshape([-1])).collect();
+        Self { master: Tensor::cat(&flat, 0), slots, decayed }
+    }
+
+    /// Names and shapes in buffer order.
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// The buffer in the compute type, to make [`Views`] of. Shares the masters' memory in f32.
+    pub fn compute(&self, kind: Kind) -> Tensor {
+        tch::no_grad(|| self.master.detach().to_kind(kind))
+    }
+
+    /// Parameters for one forward and backward pass over `compute` (see [`Self::compute`]).
+    pub fn views(&self, compute: &Tensor) -> Views {
+        let leaf = compute.detach().set_requires_grad(true);
+        let weights = self.split(&leaf);
+        Views { leaf, weights }
+    }
+
+    /// The parameters in `kind`, detached, for writing to disk.
+    pub fn weights(&self, kind: Kind) -> Weights {
+        tch::no_grad(|| self.split(&self.compute(kind)))
+    }
+
+    /// One split whose backward is one concatenation: slicing each parameter on its own would make a gradient as long as
+    /// the whole buffer for each.
+    fn split(&self, buffer: &Tensor) -> Weights {
+        let sizes: Vec<i64> = self.slots.iter().map(|slot| slot.shape.iter().product()).collect();
+        let parts = buffer.split_with_sizes(&sizes, 0);
+        let tensors: BTreeMap<String, Tensor> = self
+            .slots
+            .iter()
+            .zip(parts)
+            .map(|(slot, part)| (slot.name.clone(), part.view(slot.shape.as_slice())))
+            .collect();
+        Weights { tensors }
+    }
+}
+
+/// What AdamW is set to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWOptions {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    /// Decoupled decay of matrices; norms and biases are left alone.
+    pub weight_decay: f64,
+}
+
+/// The moments of all parameters.
+#[derive(Debug)]
+pub struct AdamW {
+    pub options: AdamWOptions,
+    /// Steps made.
+    pub step: i64,
+    /// [N] f32
+    pub first: Tensor,
+    /// [N] f32
+    pub second: Tensor,
+}
+
+impl AdamW {
+    /// Moments at zero.
+    pub fn new(parameters: &FlatParameters, options: AdamWOptions) -> Self {
+        Self { options, step: 0, first: parameters.master.zeros_like(), second: parameters.master.zeros_like() }
+    }
+
+    /// One step with gradient `grad` [N] f32, multiplied by `grad_scale` (clipping) on the way in.
+    pub fn step(&mut self, parameters: &mut FlatParameters, grad: &Tensor, grad_scale: f64, rate: f64) {
+        let AdamWOptions { beta1, beta2, eps, weight_decay } = self.options;
+        self.step += 1;
+        let correction1 = 1.0 - beta1.powi(self.step as i32);
+        let correction2 = 1.0 - beta2.powi(self.step as i32);
+        tch::no_grad(|| {
+            let scaled = if grad_scale == 1.0 { grad.shallow_clone() } else { grad * grad_scale };
+            let _ = self.first.lerp_(&scaled, 1.0 - beta1);
+            let _ = self.second.lerp_(&scaled.square(), 1.0 - beta2);
+            if weight_decay != 0.0 {
+                let _ = parameters.master.narrow(0, 0, parameters.decayed).g_mul_scalar_(1.0 - rate * weight_decay);
+            }
+            // p -= rate * (m / c1) / (sqrt(v / c2) + eps) = (m * -rate * sqrt(c2) / c1) / (sqrt(v) + eps * sqrt(c2))
+            let root2 = correction2.sqrt();
+            let denominator = self.second.sqrt().g_add_scalar_(eps * root2);
+            let numerator = &self.first * (-rate * root2 / correction1);
+            let _ = parameters.master.addcdiv_(&numerator, &denominator);
+        });
+    }
+}
+
+/// Euclidean norm of a gradient and the factor that clips it to `max` (1 where `max` is 0 or the norm is below it).
+pub fn clip_factor(grad: &Tensor, max: f64) -> (f64, f64) {
+    let norm = tch::no_grad(|| grad.norm().double_value(&[]));
+    let factor = if max > 0.0 && norm > max { max / (norm + 1e-6) } else { 1.0 };
+    (norm, factor)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn weights(pairs: &[(&str, &[f32], &[i64])]) -> Weights {
+        let tensors = pairs.iter().map(|(n, v, s)| ((*n).to_owned(), Tensor::from_slice(v).view(*s))).collect();
+        Weights { tensors }
+    }
+
+    /// Ten steps on gradients that depend on the parameters, against torch.optim.AdamW with clip_grad_norm_ (tests/golden/train.py).
+    #[test]
+    fn as_pytorch() {
+        let golden: serde_json::Value = serde_json::from_str(include_str!("../../tests/golden/train.json")).unwrap();
+        let golden = &golden["adamw"];
+        let list = |name: &str| -> Vec<f32> { serde_json::from_value(golden[name].clone()).unwrap() };
+        let matrix = list("matrix");
+        let vector = list("vector");
+        let start = weights(&[("a.norm", &vector, &[vector.len() as i64]), ("b.proj", &matrix, &[3, 4])]);
+        let mut parameters = FlatParameters::new(&start);
+        let options = AdamWOptions {
+            beta1: golden["beta1"].as_f64().unwrap(),
+            beta2: golden["beta2"].as_f64().unwrap(),
+            eps: golden["eps"].as_f64().unwrap(),
+            weight_decay: golden["weight_decay"].as_f64().unwrap(),
+        };
+        let mut adamw = AdamW::new(&parameters, options);
+        let rates: Vec<f64> = serde_json::from_value(golden["rates"].clone()).unwrap();
+        for rate in rates {
+            let compute = parameters.compute(Kind::Float);
+            let views = parameters.views(&compute);
+            let m = &views.weights.tensors["b.proj"];
+            let v = &views.weights.tensors["a.norm"];
+            let loss = (m.matmul(v) - 1.0).square().sum(Kind::Float) + m.sin().sum(Kind::Float);
+            loss.backward();
+            let grad = views.leaf.grad();
+            let (_, factor) = clip_factor(&grad, golden["clip"].as_f64().unwrap());
+            adamw.step(&mut parameters, &grad, factor, rate);
+        }
+        let end = parameters.weights(Kind::Float);
+        for (name, key) in [("b.proj", "matrix_after"), ("a.norm", "vector_after")] {
+            let far = (end.tensors[name].reshape([-1]) - Tensor::from_slice(&list(key))).abs().max().double_value(&[]);
+            assert!(far < 1e-6, "{name}: off by {far}");
+        }
+    }
+
+    /// Matrices stand before vectors whatever their names, and come back under their names.
+    #[test]
+    fn buffer_order() {
+        let start = weights(&[("a", &[1., 2.], &[2]), ("b", &[3., 4., 5., 6.], &[2, 2])]);
+        let parameters = FlatParameters::new(&start);
+        assert_eq!(Vec::<f32>::try_from(&parameters.master).unwrap(), [3., 4., 5., 6., 1., 2.]);
+        assert_eq!(parameters.decayed, 4);
+        let back = parameters.weights(Kind::BFloat16);
+        assert_eq!(back.tensors["a"].size(), [2]);
+        assert_eq!(back.tensors["b"].double_value(&[1, 0]), 5.0);
+    }
+}

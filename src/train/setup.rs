@@ -1,0 +1,102 @@
+//! From a description of a model, a device and a precision to a [`Trainer`]. Knows libtorch's devices, types and threads, so that
+//! the stages do not.
+
+use super::{optim::AdamWOptions, sft::Trainer};
+use crate::models::{config::DecoderConfig, decoder::Decoder, device::DeviceSpec};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use tch::{Device, Kind};
+
+/// Type of the matmuls.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// bf16 where the processor computes in it, else f32.
+    #[default]
+    Auto,
+    /// bf16 everywhere, slow where the processor has no instructions for it.
+    Bf16,
+    /// f32: the same weights again after a resume, bit for bit.
+    F32,
+}
+
+/// Type of the exported weights.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stored {
+    /// Half the size; what inference computes in anyway.
+    #[default]
+    Bf16,
+    /// The masters as they are.
+    F32,
+}
+
+impl Stored {
+    /// libtorch's name of the type.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::Bf16 => Kind::BFloat16,
+            Self::F32 => Kind::Float,
+        }
+    }
+}
+
+/// Where the parameters come from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// A model directory in Hugging Face layout.
+    Directory(PathBuf),
+    /// Normal numbers with that standard deviation.
+    Random(DecoderConfig, f64),
+}
+
+/// Where and in what a run computes.
+#[derive(Debug, Clone, Copy)]
+pub struct Compute {
+    device: Device,
+    kind: Kind,
+}
+
+impl Compute {
+    /// Resolves `auto | cpu | cuda:N` and the precision that fits the device.
+    ///
+    /// # Errors
+    /// The device is misspelled or not there.
+    pub fn resolve(device: &str, precision: Precision) -> anyhow::Result<Self> {
+        let device = device.parse::<DeviceSpec>()?.resolve()?;
+        let kind = match precision {
+            Precision::F32 => Kind::Float,
+            Precision::Bf16 => Kind::BFloat16,
+            Precision::Auto if device != Device::Cpu || cpu_has_bf16() => Kind::BFloat16,
+            Precision::Auto => Kind::Float,
+        };
+        Ok(Self { device, kind })
+    }
+
+    /// Loads or makes the model, ready to train.
+    ///
+    /// # Errors
+    /// The directory does not hold a model that can be loaded; the description is not valid.
+    pub fn trainer(self, source: &Source, seed: u64, adamw: AdamWOptions, clip: f64) -> anyhow::Result<Trainer> {
+        let decoder = match source {
+            Source::Directory(dir) => Decoder::from_dir(dir, self.device, Kind::Float)?,
+            Source::Random(config, std) => Decoder::random(config.clone(), *std, seed, self.device, Kind::Float)?,
+        };
+        Ok(Trainer::new(decoder, adamw, self.kind, clip))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn cpu_has_bf16() -> bool {
+    std::is_x86_feature_detected!("avx512bf16")
+}
+#[cfg(not(target_arch = "x86_64"))]
+fn cpu_has_bf16() -> bool {
+    false
+}
+
+/// Sets the CPU threads that this thread's libtorch calls use; 0 for all cores. Call it on the thread that trains.
+pub fn set_threads(threads: usize) {
+    let all = || std::thread::available_parallelism().map_or(1, usize::from);
+    tch::set_num_threads(if threads == 0 { all() } else { threads } as i32);
+}

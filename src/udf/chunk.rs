@@ -1,0 +1,41 @@
+//! `chunk(text, max_chars)`: the pieces that `rephrase` would send, as the paper cuts them: every `max_chars` characters.
+
+use super::args::{Plain, Texts};
+use crate::text::chunk::{Boundary, chunk};
+use arrow::{
+    array::{Array, ArrayRef, AsArray, ListBuilder, StringBuilder},
+    datatypes::{DataType, Field, Int64Type},
+};
+use datafusion::{common::exec_err, logical_expr::ScalarUDF};
+use std::sync::Arc;
+
+/// The function to register.
+pub fn udf() -> ScalarUDF {
+    let returns = DataType::List(Arc::new(Field::new_list_field(DataType::Utf8, true)));
+    Plain::udf(
+        "chunk",
+        vec![DataType::Utf8, DataType::Int64],
+        2,
+        returns,
+        Arc::new(|args| {
+            let texts = Texts::new(&args.args[0])?;
+            let limits = args.args[1].to_array(args.number_rows)?;
+            let limits = limits.as_primitive::<Int64Type>();
+            let mut lists = ListBuilder::new(StringBuilder::new());
+            for i in 0..args.number_rows {
+                let Some(text) = texts.get(i).filter(|_| limits.is_valid(i)) else {
+                    lists.append_null();
+                    continue;
+                };
+                let Some(limit) = usize::try_from(limits.value(i)).ok().filter(|&n| n > 0) else {
+                    return exec_err!("chunk: max_chars must be at least 1, not {}", limits.value(i));
+                };
+                for piece in chunk(text, limit, Boundary::Char) {
+                    lists.values().append_value(piece.text);
+                }
+                lists.append(true);
+            }
+            Ok(Arc::new(lists.finish()) as ArrayRef)
+        }),
+    )
+}

@@ -1,0 +1,347 @@
+//! The engine against transformers: tests/golden/decoders.py made the models, logits and tokens. Also what must not
+//! happen: neighbours that change a result, one bad row that fails others, a bad directory that is accepted.
+#![expect(clippy::unwrap_used, reason = "a test that cannot unwrap should fail")]
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use repro::{
+    engine::{DeviceSpec, Engine, EngineOptions, FinishReason, Precision, Request, RequestError, Sampling},
+    models::{decoder::Decoder, weights::Weights},
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tch::{Device, Kind, Tensor};
+
+const MODELS: [&str; 3] = ["qwen3", "qwen2", "llama"];
+const PROMPTS: usize = 5;
+const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, top_k: 0 };
+
+fn golden(model: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/decoders").join(model)
+}
+
+/// Reads tests/golden/decoders/<model>/expected.safetensors.
+fn expected(model: &str) -> impl Fn(&str, usize) -> Tensor {
+    let tensors = Tensor::read_safetensors(golden(model).join("expected.safetensors")).unwrap();
+    move |kind, i| {
+        let name = format!("{kind}.{i}");
+        tensors.iter().find(|(n, _)| *n == name).unwrap().1.shallow_clone()
+    }
+}
+
+fn ids(tensor: &Tensor) -> Vec<u32> {
+    Vec::<i64>::try_from(tensor).unwrap().into_iter().map(|x| x as u32).collect()
+}
+
+fn options(slots: usize, precision: Precision) -> EngineOptions {
+    EngineOptions { device: DeviceSpec::Cpu, precision, slots, threads: 2 }
+}
+
+fn start(model: &str, slots: usize) -> Engine {
+    Engine::start(&golden(model), options(slots, Precision::F32)).unwrap()
+}
+
+fn request(prompt: Vec<u32>, new: usize) -> Request {
+    Request {
+        prefix: Arc::from([]),
+        prompt,
+        max_new_tokens: new,
+        sampling: GREEDY,
+        stop: Arc::from([]),
+        seed: 0,
+    }
+}
+
+fn sampled(prompt: Vec<u32>, new: usize, seed: u64) -> Request {
+    Request { sampling: Sampling { temperature: 1.0, top_p: 0.9, top_k: 0 }, seed, ..request(prompt, new) }
+}
+
+/// A directory like the golden one, to be spoilt.
+fn copy(model: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(golden(model)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn whole_sequence_logits_are_those_of_transformers() {
+    for model in MODELS {
+        let decoder = Decoder::from_dir(&golden(model), Device::Cpu, Kind::Float).unwrap();
+        let expected = expected(model);
+        for i in 0..PROMPTS {
+            let hidden = decoder.hidden(&expected("prompt", i).unsqueeze(0), Kind::Float);
+            let logits = decoder.logits(&hidden).squeeze_dim(0);
+            let off = (logits - expected("logits", i)).abs().max().double_value(&[]);
+            assert!(off < 1e-4, "{model}, prompt {i}: off by {off}");
+        }
+    }
+}
+
+#[test]
+fn right_padding_is_not_seen() {
+    let decoder = Decoder::from_dir(&golden("qwen3"), Device::Cpu, Kind::Float).unwrap();
+    let prompt = expected("qwen3")("prompt", 2).unsqueeze(0);
+    let padded = Tensor::cat(&[&prompt, &Tensor::zeros([1, 9], (Kind::Int64, Device::Cpu))], 1);
+    let alone = decoder.hidden(&prompt, Kind::Float);
+    let among = decoder.hidden(&padded, Kind::Float).narrow(1, 0, prompt.size()[1]);
+    assert!((alone - among).abs().max().double_value(&[]) < 1e-5);
+}
+
+#[test]
+fn every_parameter_gets_a_gradient() {
+    for model in MODELS {
+        let decoder = Decoder::from_dir(&golden(model), Device::Cpu, Kind::Float).unwrap();
+        for tensor in decoder.weights.tensors.values() {
+            let _ = tensor.set_requires_grad(true);
+        }
+        let prompt = expected(model)("prompt", 2).unsqueeze(0);
+        decoder.logits(&decoder.hidden(&prompt, Kind::BFloat16)).logsumexp([-1i64].as_slice(), false).sum(Kind::Float).backward();
+        for (name, tensor) in &decoder.weights.tensors {
+            let size = tensor.grad().abs().sum(Kind::Float).double_value(&[]);
+            // Softmax is blind to what is added to all keys alike.
+            assert!(size > 0.0 || name.ends_with("k_proj.bias"), "{model}: no gradient reaches {name}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn greedy_tokens_are_those_of_transformers_alone() {
+    for model in MODELS {
+        let (engine, expected) = (start(model, 1), expected(model));
+        for i in 0..PROMPTS {
+            let done = engine.generate(request(ids(&expected("prompt", i)), 64)).await.unwrap();
+            assert_eq!(done.tokens, ids(&expected("greedy", i)), "{model}, prompt {i}");
+            assert_eq!(done.finish, FinishReason::Length);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn greedy_tokens_are_those_of_transformers_in_a_mixed_batch() {
+    for model in MODELS {
+        let (engine, expected) = (start(model, 4), expected(model));
+        let mut running = FuturesUnordered::new();
+        for round in 0..3usize {
+            for i in 0..PROMPTS {
+                // Of other lengths, and drawn at random, so that they leave and others join at every step.
+                let noise = (0..(i * 7 + round) % 40 + 1).map(|t| (t * 31 % 96) as u32).collect();
+                let noise = sampled(noise, 1 + (round * 17 + i * 5) % 50, 9);
+                let engine = &engine;
+                let wanted = (round, i, ids(&expected("prompt", i)), ids(&expected("greedy", i)));
+                running.push(futures::future::Either::Left(async move {
+                    engine.generate(noise).await.unwrap();
+                }));
+                running.push(futures::future::Either::Right(async move {
+                    let (round, i, prompt, tokens) = wanted;
+                    let done = engine.generate(request(prompt, 64)).await.unwrap();
+                    assert_eq!(done.tokens, tokens, "{model}, prompt {i}, round {round}");
+                }));
+            }
+        }
+        while running.next().await.is_some() {}
+        let stats = engine.stats();
+        assert_eq!((stats.completed, stats.waiting), (30, 0));
+    }
+}
+
+/// Draws the same requests with so many slots.
+async fn draw_all(engine: &Engine, requests: &[Request]) -> Vec<Vec<u32>> {
+    let all = requests.iter().map(|r| engine.generate(r.clone()));
+    futures::future::join_all(all).await.into_iter().map(|r| r.unwrap().tokens).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn draws_do_not_depend_on_slots_or_order() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        for model in MODELS {
+            let requests: Vec<Request> =
+                (0..24u64).map(|i| sampled((0..1 + i as u32 * 7 % 90).map(|t| (t * 13 + i as u32) % 96).collect(), 40, i)).collect();
+            let one = Engine::start(&golden(model), options(1, precision)).unwrap();
+            let alone = draw_all(&one, &requests).await;
+            let many = Engine::start(&golden(model), options(16, precision)).unwrap();
+            assert_eq!(draw_all(&many, &requests).await, alone, "{model} {precision:?}");
+            let mut backwards: Vec<Request> = requests.clone();
+            backwards.reverse();
+            let mut found = draw_all(&many, &backwards).await;
+            found.reverse();
+            assert_eq!(found, alone, "{model} {precision:?}, reversed");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn seeds_differ() {
+    let engine = start("llama", 4);
+    let draw = |seed| engine.generate(sampled(vec![1, 2, 3], 32, seed));
+    let (a, b, again) = futures::join!(draw(1), draw(2), draw(1));
+    assert_ne!(a.as_ref().unwrap().tokens, b.unwrap().tokens);
+    assert_eq!(a.unwrap().tokens, again.unwrap().tokens);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shared_prefix_changes_nothing_and_is_computed_once() {
+    for model in MODELS {
+        // Shorter than a page, a whole page, a page and a part.
+        for length in [5u32, 64, 100] {
+            let prefix: Arc<[u32]> = (0..length).map(|t| t * 17 % 96).collect();
+            let rest = |i: u32| (0..3 + i).map(|t| (t * 5 + i) % 96).collect::<Vec<u32>>();
+            let with = |i: u32| Request { prefix: prefix.clone(), ..sampled(rest(i), 20, u64::from(i)) };
+            let without = |i: u32| sampled(prefix.iter().copied().chain(rest(i)).collect(), 20, u64::from(i));
+            let engine = start(model, 3);
+            let shared = draw_all(&engine, &(0..8).map(with).collect::<Vec<_>>()).await;
+            let computed = engine.stats().prompt_tokens;
+            assert_eq!(computed, u64::from(length) + (0..8u64).map(|i| 3 + i).sum::<u64>(), "{model}, prefix of {length}");
+            let plain = draw_all(&start(model, 3), &(0..8).map(without).collect::<Vec<_>>()).await;
+            assert_eq!(shared, plain, "{model}, prefix of {length}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prefix_without_a_rest_works() {
+    let (engine, expected) = (start("qwen3", 2), expected("qwen3"));
+    let whole = Request { prefix: ids(&expected("prompt", 3)).into(), ..request(Vec::new(), 64) };
+    for _ in 0..2 {
+        assert_eq!(engine.generate(whole.clone()).await.unwrap().tokens, ids(&expected("greedy", 3)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stop_tokens_end_and_are_left_out() {
+    let (engine, expected) = (start("llama", 2), expected("llama"));
+    let greedy = ids(&expected("greedy", 2));
+    let stop = greedy[10];
+    let first = greedy.iter().position(|&t| t == stop).unwrap();
+    let asked = Request { stop: Arc::from([stop]), ..request(ids(&expected("prompt", 2)), 64) };
+    let done = engine.generate(asked).await.unwrap();
+    assert_eq!((done.tokens.as_slice(), done.finish), (&greedy[..first], FinishReason::Stop));
+    // The last allowed token may be the stop token.
+    let asked = Request { stop: Arc::from([stop]), ..request(ids(&expected("prompt", 2)), first + 1) };
+    let done = engine.generate(asked).await.unwrap();
+    assert_eq!((done.tokens.as_slice(), done.finish), (&greedy[..first], FinishReason::Stop));
+    assert!(engine.generate(request(vec![1], 0)).await.unwrap().tokens.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dropped_future_frees_its_slot() {
+    let engine = start("qwen2", 1);
+    // Fills the only slot for long; the next would wait for it.
+    let long = tokio::spawn({
+        let engine = engine.clone();
+        async move { engine.generate(request(vec![1, 2, 3], 250)).await }
+    });
+    while engine.stats().output_tokens == 0 {
+        tokio::task::yield_now().await;
+    }
+    let also = tokio::spawn({
+        let engine = engine.clone();
+        async move { engine.generate(request(vec![4], 250)).await }
+    });
+    long.abort();
+    also.abort();
+    assert!(long.await.unwrap_err().is_cancelled());
+    engine.generate(request(vec![5, 6], 3)).await.unwrap();
+    assert!(engine.stats().output_tokens < 250, "the cancelled sequence ran to its end");
+    assert_eq!(engine.stats().completed, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_is_not_a_number_fails_alone() {
+    let dir = copy("qwen2");
+    // Token 7 of the input embedding is spoilt; the output matrix of this model is another one.
+    let mut weights = Weights::load(dir.path(), Device::Cpu, Kind::Float).unwrap();
+    let embedding = weights.tensors.remove("model.embed_tokens.weight").unwrap().copy();
+    let _ = embedding.get(7).fill_(f64::NAN);
+    weights.tensors.insert("model.embed_tokens.weight".into(), embedding);
+    weights.save(&dir.path().join("model.safetensors")).unwrap();
+    let engine = Engine::start(dir.path(), options(3, Precision::F32)).unwrap();
+    let prompt: Vec<u32> = vec![1, 2, 3, 4, 5];
+    // Without a spoilt token, as long as none is generated.
+    let clean = start("qwen2", 1).generate(request(prompt.clone(), 64)).await.unwrap().tokens;
+    let until = clean.iter().position(|&t| t == 7).unwrap_or(clean.len());
+    for _ in 0..3 {
+        let (bad, good) =
+            futures::join!(engine.generate(request(vec![1, 7, 2], 8)), engine.generate(request(prompt.clone(), until)));
+        assert!(matches!(bad, Err(RequestError::NotANumber(0))), "{bad:?}");
+        assert_eq!(good.unwrap().tokens, clean[..until]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_cannot_be_served_are_refused() {
+    let engine = start("llama", 2);
+    let long = engine.generate(request(vec![1; 200], 57)).await;
+    assert!(matches!(long, Err(RequestError::TooLong { prompt: 200, new: 57, limit: 256 })), "{long:?}");
+    assert_eq!(engine.generate(request(vec![1; 200], 56)).await.unwrap().tokens.len(), 56);
+    let outside = engine.generate(request(vec![1, 96], 4)).await;
+    assert!(matches!(outside, Err(RequestError::TokenOutOfRange { id: 96, vocab: 96 })), "{outside:?}");
+    assert!(matches!(engine.generate(request(vec![], 4)).await, Err(RequestError::Empty)));
+}
+
+#[test]
+fn shards_and_single_files_hold_the_same() {
+    let sharded = Weights::load(&golden("llama"), Device::Cpu, Kind::Float).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    sharded.save(&dir.path().join("model.safetensors")).unwrap();
+    let single = Weights::load(dir.path(), Device::Cpu, Kind::Float).unwrap();
+    assert_eq!(sharded.tensors.keys().collect::<Vec<_>>(), single.tensors.keys().collect::<Vec<_>>());
+    for (name, tensor) in &sharded.tensors {
+        assert!(tensor.equal(&single.tensors[name]), "{name}");
+    }
+}
+
+#[test]
+fn bad_directories_are_refused_with_a_reason() {
+    type Spoil = fn(&Path);
+    let cases: [(&str, &str, Spoil, &str); 9] = [
+        ("no config", "qwen3", |d| std::fs::remove_file(d.join("config.json")).unwrap(), "no config.json"),
+        ("not JSON", "qwen3", |d| std::fs::write(d.join("config.json"), "{").unwrap(), "not valid JSON"),
+        ("unknown architecture", "qwen3", |d| edit(d, "Qwen3ForCausalLM", "GemmaForCausalLM"), "supported: Qwen3ForCausalLM"),
+        ("missing field", "qwen3", |d| edit(d, "hidden_size", "hidden_sizes"), "`hidden_size` is missing"),
+        ("other shape", "qwen3", |d| edit(d, "\"intermediate_size\": 48", "\"intermediate_size\": 64"), "has the shape"),
+        (
+            "missing shard",
+            "llama",
+            |d| std::fs::remove_file(d.join("model-00002-of-00003.safetensors")).unwrap(),
+            "model-00002-of-00003.safetensors is missing",
+        ),
+        ("no weights", "qwen3", |d| std::fs::remove_file(d.join("model.safetensors")).unwrap(), "no model.safetensors"),
+        (
+            "pickle only",
+            "qwen3",
+            |d| std::fs::rename(d.join("model.safetensors"), d.join("pytorch_model.bin")).unwrap(),
+            "pytorch_model.bin",
+        ),
+        (
+            "cut off",
+            "qwen3",
+            |d| {
+                let path = d.join("model.safetensors");
+                let bytes = std::fs::read(&path).unwrap();
+                std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+            },
+            "cut off",
+        ),
+    ];
+    for (name, model, spoil, reason) in cases {
+        let dir = copy(model);
+        spoil(dir.path());
+        let error = Engine::start(dir.path(), options(1, Precision::F32)).unwrap_err();
+        let text = format!("{error:#}");
+        assert!(text.contains(reason), "{name}: {text}");
+        assert!(text.contains(&*dir.path().to_string_lossy()), "{name} does not say where: {text}");
+    }
+    let error = Engine::start(Path::new("no/such/model"), options(1, Precision::F32)).unwrap_err();
+    assert!(format!("{error:#}").contains("no/such/model: no such model directory"));
+}
+
+fn edit(dir: &Path, from: &str, to: &str) {
+    let path = dir.join("config.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(from));
+    std::fs::write(path, text.replace(from, to)).unwrap();
+}
