@@ -137,18 +137,19 @@ impl Bucket {
     }
 }
 
-/// Runs a read again when it broke half-way: answers that stop in the middle of a body are not retried by the client. What the client
-/// has retried in vain is not tried again.
+/// Runs a request again that may be made twice and broke half-way: answers that stop in the middle of a body, and deletions that are not
+/// answered, are not retried by the client. What the client has retried to the end is not tried again.
 pub(super) async fn again<T, F>(mut attempt: impl FnMut() -> F) -> object_store::Result<T>
 where
     F: Future<Output = object_store::Result<T>>,
 {
     let begun = Instant::now();
+    let in_vain = format!("after {RETRIES} retries");
     let mut left = 4;
     loop {
         match attempt().await {
             Err(object_store::Error::Generic { store, source })
-                if left > 0 && begun.elapsed() < RETRY_FOR / 2 && !source.to_string().contains("max_retries") =>
+                if left > 0 && begun.elapsed() < RETRY_FOR / 2 && !source.to_string().contains(&in_vain) =>
             {
                 tracing::debug!("{store}: reading again after: {source}");
                 left -= 1;

@@ -528,8 +528,10 @@ async fn child_ingest() {
     let (Ok(input), Ok(output)) = (std::env::var("REPRO_TEST_INPUT"), std::env::var("REPRO_TEST_OUTPUT")) else {
         return;
     };
-    let config = Config { fragment_rows: 170, ..Config::default() };
-    ingest::run(&config, &input.as_str().into(), &context(&output, Arc::new(Silent))).await.unwrap();
+    let fragment_rows = std::env::var("REPRO_TEST_FRAGMENT").map_or(10_000, |rows| rows.parse().unwrap());
+    let config = Config { fragment_rows, ..Config::default() };
+    let manifest = ingest::run(&config, &input.as_str().into(), &context(&output, Arc::new(Silent))).await.unwrap();
+    eprintln!("{:?} {:?}", manifest.rows, manifest.cost);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -541,6 +543,8 @@ async fn killed_processes_go_on() {
             .args(["--exact", "ingest::child_ingest", "--ignored", "--quiet"])
             .env("REPRO_TEST_INPUT", case.dir.path().join("in"))
             .env("REPRO_TEST_OUTPUT", &case.location)
+            .env("REPRO_TEST_FRAGMENT", "170")
+            .stderr(std::process::Stdio::null())
             .stdout(std::process::Stdio::null())
             .spawn()
             .unwrap()

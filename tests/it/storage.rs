@@ -362,7 +362,7 @@ async fn s3_tables_commit_and_resume() {
         parts.iter().map(|(l, _)| l.to_string()).collect::<Vec<_>>(),
         [0, 1, 2].map(|n| format!("s3://commit/some/prefix/t/part-0{n}.parquet"))
     );
-    assert_eq!(Location::expand("s3://commit/some/prefix/t").await.unwrap().len(), 3, "hidden files are left out");
+    assert_eq!(Location::expand("s3://commit/some/prefix/t/").await.unwrap().len(), 3, "hidden files are left out");
     let commit = TableCommit::begin(&location, "t", "other").await.unwrap();
     assert!(commit.done("00").is_none());
     assert_eq!(names(&dir), ["_fragments"]);
