@@ -1,6 +1,7 @@
 //! One integration binary; a file per area.
 #![expect(clippy::unwrap_used, reason = "a test that cannot unwrap should fail")]
 
+mod cli;
 mod engine;
 mod hub;
 mod ingest;
