@@ -34,10 +34,15 @@ const MANY: usize = 16;
 /// What one finished fragment wrote and counted.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct FragmentRecord {
+    /// Also part of the names of its files.
     pub id: String,
+    /// Key of the table that it belongs to.
     pub key: String,
+    /// Rows read.
     pub input: u64,
+    /// Rows written.
     pub kept: u64,
+    /// Rows in `failed_file`.
     pub failed: u64,
     /// Rows read that are neither kept nor failed.
     #[serde(default)]
@@ -49,7 +54,9 @@ pub struct FragmentRecord {
     pub file: Option<DataFile>,
     /// Relative to `<location>/failed/`.
     pub failed_file: Option<DataFile>,
+    /// From opening to the final file.
     pub wall_seconds: f64,
+    /// Tokens that models made for it.
     pub output_tokens: u64,
     /// No rows of the fragment's input file follow.
     #[serde(default)]
@@ -65,8 +72,11 @@ pub struct FragmentRecord {
 /// A row that could not be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FailedRow {
+    /// Id of the row; where it has none yet, `<source uri>#<row>`.
     pub row_id: String,
+    /// What is wrong with it.
     pub error: String,
+    /// How often it was tried.
     pub attempts: i32,
 }
 

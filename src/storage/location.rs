@@ -20,9 +20,11 @@ use std::{
 /// AWS_* variables (AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, …, AWS_ALLOW_HTTP) and are never logged.
 #[derive(Debug, Clone)]
 pub struct Location {
+    /// Where its objects are.
     pub store: Arc<dyn ObjectStore>,
-    /// root URL under which DataFusion registers `store`
+    /// Root URL under which DataFusion registers `store`.
     pub root: url::Url,
+    /// Path within the store.
     pub prefix: ObjectPath,
     shown: String,
     place: Place,
@@ -175,12 +177,15 @@ impl Location {
                     _ => Ok(()),
                 }
             }
-            Place::S3(_) => match self.store.delete(&self.child(relative)).await {
-                Err(e) if !matches!(e, object_store::Error::NotFound { .. }) => {
-                    Err(self.explain(&format!("deleting {}", self.child(relative)), &e))
+            Place::S3(_) => {
+                let path = self.child(relative);
+                match s3::again(|| self.store.delete(&path)).await {
+                    Err(e) if !matches!(e, object_store::Error::NotFound { .. }) => {
+                        Err(self.explain(&format!("deleting {path}"), &e))
+                    }
+                    _ => Ok(()),
                 }
-                _ => Ok(()),
-            },
+            }
         }
     }
 

@@ -9,10 +9,15 @@ pub const MANIFEST: &str = "_manifest.json";
 /// `input + created = kept + dropped + failed`; `created` is 0 unless a query makes rows (UNION, unnest, a fanning join).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rows {
+    /// Rows read.
     pub input: u64,
+    /// Rows in the table.
     pub kept: u64,
+    /// Rows that were left out on purpose.
     pub dropped: u64,
+    /// Rows in `failed`, with their errors.
     pub failed: u64,
+    /// Rows that came of no row of the input.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub created: u64,
 }
@@ -30,20 +35,26 @@ impl Rows {
 /// One data file of a table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataFile {
+    /// Relative to the directory that the list belongs to.
     pub path: String,
+    /// Rows in it.
     pub rows: u64,
+    /// Its size.
     pub bytes: u64,
 }
 
 /// A finished table.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Manifest {
+    /// Its name, also that of its directory.
     pub table: String,
     /// What decides whether the stage must run again: hash of inputs, SQL, params, models, code version.
     pub key: String,
+    /// Version of the program that takes part in the key.
     pub code_version: String,
     /// Column name → Arrow type, in order.
     pub schema: Vec<Column>,
+    /// Row arithmetic.
     pub rows: Rows,
     /// Relative to the table directory, in row order.
     pub files: Vec<DataFile>,
@@ -51,9 +62,11 @@ pub struct Manifest {
     pub failed_files: Vec<DataFile>,
     /// Input table or file → hash.
     pub inputs: BTreeMap<String, String>,
+    /// Values of `$name` in SQL, or the settings of the stage.
     pub params: BTreeMap<String, serde_json::Value>,
     /// Model name → hash.
     pub models: BTreeMap<String, String>,
+    /// What it took to make.
     pub cost: Cost,
 }
 
@@ -72,19 +85,27 @@ impl Manifest {
 /// A column of a table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Column {
+    /// As SQL sees it.
     pub name: String,
+    /// Arrow type, as Arrow writes it.
     #[serde(rename = "type")]
     pub kind: String,
+    /// Whether it may hold nulls.
     pub nullable: bool,
 }
 
 /// What the stage took. Rates are over the wall time of the runs that made the table.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Cost {
+    /// Seconds during which work was done, over all runs that took part.
     pub wall_seconds: f64,
+    /// Input rows over wall time.
     pub rows_per_second: f64,
+    /// Tokens that models made.
     pub output_tokens: u64,
+    /// Output tokens over wall time.
     pub tokens_per_second: f64,
+    /// Highest resident memory of the last process.
     pub peak_memory_bytes: u64,
 }
 

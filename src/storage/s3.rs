@@ -108,15 +108,21 @@ impl Bucket {
                  AWS_SKIP_SIGNATURE=true for a public bucket"
             );
         }
-        let refused =
-            ["InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "TokenRefreshRequired"];
+        let refused = [
+            "InvalidAccessKeyId",
+            "NotSignedUp",
+            "SignatureDoesNotMatch",
+            "InvalidToken",
+            "ExpiredToken",
+            "TokenRefreshRequired",
+        ];
         if has(&refused) || matches!(error, object_store::Error::Unauthenticated { .. }) {
             return anyhow!(
                 "{place}: the server refused the credentials (while {doing}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, \
                  AWS_SESSION_TOKEN and AWS_REGION"
             );
         }
-        if has(&["AccessDenied"]) || matches!(error, object_store::Error::PermissionDenied { .. }) {
+        if has(&["AccessDenied", "403 Forbidden"]) || matches!(error, object_store::Error::PermissionDenied { .. }) {
             return anyhow!(
                 "{place}: access denied while {doing}; these credentials lack the permission, or the bucket belongs to another"
             );
@@ -131,16 +137,20 @@ impl Bucket {
     }
 }
 
-/// Runs a read again when it broke half-way (answers that stop in the middle of a body are not retried by the client).
+/// Runs a request again that may be made twice and broke half-way: answers that stop in the middle of a body, and deletions that are not
+/// answered, are not retried by the client. What the client has retried to the end is not tried again.
 pub(super) async fn again<T, F>(mut attempt: impl FnMut() -> F) -> object_store::Result<T>
 where
     F: Future<Output = object_store::Result<T>>,
 {
     let begun = Instant::now();
+    let in_vain = format!("after {RETRIES} retries");
     let mut left = 4;
     loop {
         match attempt().await {
-            Err(object_store::Error::Generic { store, source }) if left > 0 && begun.elapsed() < RETRY_FOR / 2 => {
+            Err(object_store::Error::Generic { store, source })
+                if left > 0 && begun.elapsed() < RETRY_FOR / 2 && !source.to_string().contains(&in_vain) =>
+            {
                 tracing::debug!("{store}: reading again after: {source}");
                 left -= 1;
                 tokio::time::sleep(Duration::from_millis(200)).await;

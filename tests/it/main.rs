@@ -1,11 +1,14 @@
 //! One integration binary; a file per area.
 #![expect(clippy::unwrap_used, reason = "a test that cannot unwrap should fail")]
 
+mod cli;
 mod engine;
 mod hub;
-mod cli;
+mod ingest;
 mod layers;
 mod operator;
+mod s3;
 mod session;
+mod storage;
 mod train;
 mod yaml;

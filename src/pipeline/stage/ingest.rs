@@ -202,16 +202,18 @@ pub async fn run(config: &Config, source: &SourceSpec, cx: &StageContext) -> any
 /// Runs the files, `at_once` at a time. When one fails, or this is dropped, the others stop.
 async fn ingest_all(job: &Arc<Job>, files: Vec<Arc<InputFile>>, at_once: usize) -> anyhow::Result<()> {
     let mut running = JoinSet::new();
-    for file in files {
-        if running.len() >= at_once
-            && let Some(ended) = running.join_next().await
-        {
-            ended.context("a file task broke off")??;
-        }
+    let mut waiting = files.into_iter();
+    for file in waiting.by_ref().take(at_once) {
         running.spawn(file::run(job.clone(), file));
     }
     while let Some(ended) = running.join_next().await {
-        ended.context("a file task broke off")??;
+        if let Err(error) = ended.context("a file task broke off").flatten() {
+            running.shutdown().await;
+            return Err(error);
+        }
+        if let Some(file) = waiting.next() {
+            running.spawn(file::run(job.clone(), file));
+        }
     }
     Ok(())
 }

@@ -104,7 +104,7 @@ fn produce(job: &Job, input: &InputFile, read: &Arc<AtomicU64>, send: &mpsc::Sen
     let done = |fragment| job.commit.done(&input.fragment(fragment)).is_some();
     let on = |block: Block<Body>| !job.cx.cancel.is_cancelled() && send.blocking_send(block).is_ok();
     if input.format == Format::Parquet && input.file.meta.size > 0 {
-        return pages::blocks(&input.file, rows, done, on);
+        return pages::blocks(&input.file, rows, read, done, on);
     }
     match lines::open(&input.file) {
         Ok((text, counter)) => {

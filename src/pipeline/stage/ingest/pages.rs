@@ -2,85 +2,120 @@
 
 use super::{lines::Block, shape::Body};
 use crate::storage::reader::SourceFile;
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReaderBuilder, RowSelection, RowSelector};
-use parquet::file::metadata::ParquetMetaData;
+use arrow::array::{RecordBatch, RecordBatchReader};
+use parquet::{
+    arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector},
+    errors::ParquetError,
+    file::metadata::ParquetMetaData,
+};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of a block that are aimed at; a single row may be larger.
 const BLOCK_BYTES: u64 = 1 << 20;
 const BLOCK_ROWS: u64 = 1024;
 
-/// Sends the rows of all fragments that are not `done`, until `send` says stop. An unreadable file is a block with damage.
+/// Sends the rows of all fragments that are not `done`, until `send` says stop. An unreadable file ends in a block with damage.
 pub(super) fn blocks(
     file: &SourceFile,
     fragment_rows: u64,
+    read: &AtomicU64,
     done: impl Fn(u64) -> bool,
     mut send: impl FnMut(Block<Body>) -> bool,
 ) {
-    let mut row = 0;
-    if let Err(error) = try_blocks(file, fragment_rows, done, &mut send, &mut row) {
-        let fragment = row / fragment_rows;
+    let mut work = Work { file, fragment_rows, read, done: &done, send: &mut send, row: 0, total: 0 };
+    let read = match work.read(None) {
+        // A batch is read or not as a whole, so the rows before the damage are had one by one.
+        Err(_) if file.trouble().is_none() => work.read(Some(1)),
+        other => other,
+    };
+    if let Err(error) = read {
+        let first_row = work.row;
         let rows = Body::Lines(super::lines::Lines::default());
-        send(Block { fragment, first_row: row, rows, closes: true, last: true, damage: Some(error.to_string()) });
+        let damage = Some(error.to_string());
+        send(Block { fragment: first_row / fragment_rows, first_row, rows, closes: true, last: true, damage });
     }
 }
 
-fn try_blocks(
-    file: &SourceFile,
+struct Work<'a> {
+    file: &'a SourceFile,
     fragment_rows: u64,
-    done: impl Fn(u64) -> bool,
-    send: &mut impl FnMut(Block<Body>) -> bool,
-    row: &mut u64,
-) -> parquet::errors::Result<()> {
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file.ranges()?)?;
-    let total = builder.metadata().file_metadata().num_rows().max(0) as u64;
-    let fragments = total.div_ceil(fragment_rows).max(1);
-    let wanted: Vec<u64> = (0..fragments).filter(|f| !done(*f)).collect();
-    let rows_of = |fragment: u64| fragment * fragment_rows..((fragment + 1) * fragment_rows).min(total);
-    let select = |fragment: u64| {
-        let rows = rows_of(fragment);
-        let count = (rows.end - rows.start) as usize;
-        if done(fragment) { RowSelector::skip(count) } else { RowSelector::select(count) }
-    };
-    let selection: RowSelection = (0..fragments).map(select).filter(|s| s.row_count > 0).collect::<Vec<_>>().into();
-    let batch_rows = batch_rows(builder.metadata());
-    let mut reader = builder.with_batch_size(batch_rows).with_row_selection(selection).build()?;
-    let empty = arrow::array::RecordBatch::new_empty(reader_schema(&reader));
-    let mut rest = empty.clone();
-    for fragment in wanted {
-        let rows = rows_of(fragment);
-        *row = rows.start;
-        loop {
-            if rest.num_rows() == 0 && *row < rows.end {
-                rest = match reader.next() {
-                    Some(batch) => batch?,
-                    None => {
-                        return Err(parquet::errors::ParquetError::EOF(format!("only {row} of {total} rows are there")));
-                    }
-                };
-            }
-            let take = (rest.num_rows() as u64).min(rows.end - *row) as usize;
-            let (first_row, batch) = (*row, rest.slice(0, take));
-            rest = rest.slice(take, rest.num_rows() - take);
-            *row += take as u64;
-            let closes = *row == rows.end;
-            let last = closes && fragment + 1 == fragments;
-            if !send(Block { fragment, first_row, rows: Body::Batch(batch), closes, last, damage: None }) {
-                return Ok(());
-            }
-            if closes {
+    read: &'a AtomicU64,
+    done: &'a dyn Fn(u64) -> bool,
+    send: &'a mut dyn FnMut(Block<Body>) -> bool,
+    /// The next row to be sent; all before it are sent or done.
+    row: u64,
+    total: u64,
+}
+
+impl Work<'_> {
+    /// Reads on from `row`.
+    fn read(&mut self, batch_rows: Option<usize>) -> parquet::errors::Result<()> {
+        let builder = ParquetRecordBatchReaderBuilder::try_new(self.file.ranges()?)?;
+        let total = builder.metadata().file_metadata().num_rows().max(0) as u64;
+        self.total = total;
+        let fragments = total.div_ceil(self.fragment_rows).max(1);
+        let (from, size) = (self.row, self.fragment_rows);
+        let begin = |fragment: u64| (fragment * size).max(from);
+        let end = |fragment: u64| ((fragment + 1) * size).min(total);
+        let wanted: Vec<u64> = (from / size..fragments).filter(|f| !(self.done)(*f)).collect();
+        let mut selection = Vec::new();
+        let mut at = 0;
+        for fragment in &wanted {
+            selection.push(RowSelector::skip((begin(*fragment) - at) as usize));
+            selection.push(RowSelector::select((end(*fragment) - begin(*fragment)) as usize));
+            at = end(*fragment);
+        }
+        selection.push(RowSelector::skip((total - at) as usize));
+        selection.retain(|s| s.row_count > 0);
+        let batch_rows = batch_rows.unwrap_or_else(|| fitting_rows(builder.metadata()));
+        let mut reader =
+            builder.with_batch_size(batch_rows).with_row_selection(RowSelection::from(selection)).build()?;
+        let mut rest = RecordBatch::new_empty(reader.schema());
+        for fragment in wanted {
+            self.row = begin(fragment);
+            let (end, last) = (end(fragment), fragment + 1 == fragments);
+            if !self.fragment(&mut reader, &mut rest, fragment, end, last)? {
                 break;
             }
         }
+        Ok(())
     }
-    Ok(())
-}
 
-fn reader_schema(reader: &impl arrow::array::RecordBatchReader) -> arrow::datatypes::SchemaRef {
-    reader.schema()
+    /// Sends the rows of one fragment; false when nobody wants more.
+    fn fragment(
+        &mut self,
+        reader: &mut ParquetRecordBatchReader,
+        rest: &mut RecordBatch,
+        fragment: u64,
+        end: u64,
+        last: bool,
+    ) -> parquet::errors::Result<bool> {
+        loop {
+            if rest.num_rows() == 0 && self.row < end {
+                *rest = match reader.next() {
+                    Some(batch) => batch?,
+                    None => return Err(ParquetError::EOF(format!("the rows from {} on are missing", self.row))),
+                };
+            }
+            let take = (rest.num_rows() as u64).min(end - self.row) as usize;
+            let (first_row, rows) = (self.row, Body::Batch(rest.slice(0, take)));
+            *rest = rest.slice(take, rest.num_rows() - take);
+            self.row += take as u64;
+            let share = self.row as f64 / self.total.max(1) as f64;
+            self.read.store((self.file.meta.size as f64 * share) as u64, Ordering::Relaxed);
+            let closes = self.row == end;
+            if !(self.send)(Block { fragment, first_row, rows, closes, last: last && closes, damage: None }) {
+                return Ok(false);
+            }
+            if closes {
+                return Ok(true);
+            }
+        }
+    }
 }
 
 /// Rows that are about [`BLOCK_BYTES`] together, by the fullest row group.
-fn batch_rows(metadata: &ParquetMetaData) -> usize {
+fn fitting_rows(metadata: &ParquetMetaData) -> usize {
     let width =
         |g: &parquet::file::metadata::RowGroupMetaData| g.total_byte_size().max(1) as u64 / g.num_rows().max(1) as u64;
     let widest = metadata.row_groups().iter().map(width).max().unwrap_or(1).max(1);
