@@ -13,8 +13,8 @@ mod scheduler;
 mod sequence;
 mod start;
 
-pub use crate::models::device::DeviceSpec;
 use crate::models::config::DecoderConfig;
+pub use crate::models::device::DeviceSpec;
 use std::{
     path::Path,
     sync::{

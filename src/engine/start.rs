@@ -100,7 +100,12 @@ fn launch_as<E: Elem>(decoder: Decoder, setup: Setup) -> anyhow::Result<Engine> 
 }
 
 /// Starts the thread that owns the backend.
-fn spawn(config: DecoderConfig, backend: Box<dyn Backend>, slots: usize, pool: Arc<rayon::ThreadPool>) -> anyhow::Result<Engine> {
+fn spawn(
+    config: DecoderConfig,
+    backend: Box<dyn Backend>,
+    slots: usize,
+    pool: Arc<rayon::ThreadPool>,
+) -> anyhow::Result<Engine> {
     let shared = Arc::new(Shared {
         limit: config.max_positions.min(backend.pages() * PAGE),
         config,

@@ -44,7 +44,9 @@ impl DeviceSpec {
             Self::Auto => Ok(Device::Cpu),
             Self::Cuda(n) => {
                 if let Err(reason) = load_cuda() {
-                    bail!("device cuda:{n}: libtorch_cuda.so cannot be loaded ({reason}); use a libtorch 2.11 with CUDA, or device: cpu");
+                    bail!(
+                        "device cuda:{n}: libtorch_cuda.so cannot be loaded ({reason}); use a libtorch 2.11 with CUDA, or device: cpu"
+                    );
                 }
                 let count = Cuda::device_count();
                 if n as i64 >= count {

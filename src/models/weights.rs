@@ -98,8 +98,10 @@ fn files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
 fn shards(dir: &Path, index: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let json: serde_json::Value = serde_json::from_slice(&std::fs::read(index)?).context("not valid JSON")?;
     let map = json.get("weight_map").and_then(|m| m.as_object()).context("no `weight_map`")?;
-    let names: BTreeSet<&str> =
-        map.values().map(|v| v.as_str().context("`weight_map` holds a value that is not a file name")).collect::<Result<_, _>>()?;
+    let names: BTreeSet<&str> = map
+        .values()
+        .map(|v| v.as_str().context("`weight_map` holds a value that is not a file name"))
+        .collect::<Result<_, _>>()?;
     ensure!(!names.is_empty(), "`weight_map` is empty");
     let mut files = Vec::with_capacity(names.len());
     for name in names {

@@ -140,7 +140,13 @@ unsafe fn mix(view: &View<u16>, weights: *const u16, stride: usize, count: usize
     let wide = view.dim.next_multiple_of(LANES);
     let mut q = 0;
     while q < count {
-        let step = if count - q >= 4 { 4 } else if count - q >= 2 { 2 } else { 1 };
+        let step = if count - q >= 4 {
+            4
+        } else if count - q >= 2 {
+            2
+        } else {
+            1
+        };
         let mut d = 0;
         while d < wide {
             // SAFETY: `count` rows of `stride` weights, of `wide` results; d + the block's width stays inside `wide`.

@@ -115,7 +115,12 @@ fn workspace<E: Elem>(config: &DecoderConfig, limits: Limits, vocab: usize) -> a
     })
 }
 
-fn layer<E: Elem>(config: &DecoderConfig, index: usize, pages: usize, take: &mut Source<E>) -> anyhow::Result<Layer<E>> {
+fn layer<E: Elem>(
+    config: &DecoderConfig,
+    index: usize,
+    pages: usize,
+    take: &mut Source<E>,
+) -> anyhow::Result<Layer<E>> {
     let name = |suffix: &str| format!("model.layers.{index}.{suffix}");
     let (hidden, dim) = (config.hidden, config.head_dim);
     let (mut projections, mut bias) = (Vec::new(), Vec::new());

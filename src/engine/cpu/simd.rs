@@ -170,7 +170,10 @@ pub use x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    #![expect(clippy::undocumented_unsafe_blocks, reason = "every block is one intrinsic under the trait's own contract")]
+    #![expect(
+        clippy::undocumented_unsafe_blocks,
+        reason = "every block is one intrinsic under the trait's own contract"
+    )]
 
     use super::{Simd, to_bf16};
     use std::arch::x86_64::*;
