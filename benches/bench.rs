@@ -6,17 +6,31 @@ mod parts {
     pub mod generate;
 }
 
+/// What the command line asks for.
+pub struct Options {
+    /// Tiny sizes, one repetition: only shows that the benchmark runs.
+    pub smoke: bool,
+    /// Only cases whose name contains this.
+    pub case: String,
+    /// `--work=REQUESTS,PROMPT,NEW` instead of the benchmark's own.
+    pub work: Vec<usize>,
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
-    let smoke = arguments.iter().any(|a| a == "--smoke");
+    let value = |key: &str| arguments.iter().find_map(|a| a.strip_prefix(key)).unwrap_or_default().to_owned();
+    let options = Options {
+        smoke: arguments.iter().any(|a| a == "--smoke"),
+        case: value("--case="),
+        work: value("--work=").split(',').filter_map(|n| n.parse().ok()).collect(),
+    };
     let names: Vec<&str> = arguments.iter().map(String::as_str).filter(|a| !a.starts_with("--")).collect();
-    let case = arguments.iter().find_map(|a| a.strip_prefix("--case=")).unwrap_or_default();
-    type Bench = fn(smoke: bool, case: &str) -> anyhow::Result<()>;
+    type Bench = fn(&Options) -> anyhow::Result<()>;
     let all: [(&str, Bench); 1] = [("generate", parts::generate::run)];
     for (name, bench) in all {
         if names.is_empty() || names.contains(&name) {
             println!("{name}");
-            if let Err(error) = bench(smoke, case) {
+            if let Err(error) = bench(&options) {
                 println!("  failed: {error:#}");
                 std::process::exit(1);
             }

@@ -2,6 +2,7 @@
 //! vocab 8192), 64 requests of 256 prompt tokens and 128 new ones, and what the machine would allow. The same work with
 //! transformers: benches/peers/generate.py.
 
+use crate::Options;
 use futures::future::join_all;
 use repro::{
     engine::{DeviceSpec, Engine, EngineOptions, Precision, Request, Sampling},
@@ -20,12 +21,16 @@ struct Work {
     new: usize,
 }
 
-pub fn run(smoke: bool, case: &str) -> anyhow::Result<()> {
-    let (config, work) = if smoke {
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    let (smoke, case) = (options.smoke, options.case.as_str());
+    let (config, mut work) = if smoke {
         (shape(64, 2, 128, 256), Work { requests: 4, prompt: 16, new: 8 })
     } else {
         (shape(512, 8, 1536, 8192), Work { requests: 64, prompt: 256, new: 128 })
     };
+    if let [requests, prompt, new] = options.work[..] {
+        work = Work { requests, prompt, new };
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let repeats = if smoke { 1 } else { 3 };
     if case.is_empty() {
@@ -56,7 +61,9 @@ pub fn run(smoke: bool, case: &str) -> anyhow::Result<()> {
         let cpu = (cpu_seconds() - cpu) / (repeats * work.requests * work.new) as f64 * 1e6;
         rates.sort_by(f64::total_cmp);
         let (low, middle, high) = (rates[0], rates[repeats / 2], rates[repeats - 1]);
-        println!("  {name}: {middle:.0} tok/s (median of {repeats}; {low:.0} to {high:.0}), {cpu:.0} µs of CPU a token");
+        println!(
+            "  {name}: {middle:.0} tok/s (median of {repeats}; {low:.0} to {high:.0}), {cpu:.0} µs of CPU a token"
+        );
     }
     Ok(())
 }
@@ -111,8 +118,15 @@ fn limits(config: &DecoderConfig, work: &Work, smoke: bool) {
     let cache = requests * new * (prompt + new / 2.0) * per_position;
     let memory = requests * new / ((weights + cache) / copy);
     let work = 2.0 * requests * (body * (prompt + new) + head * new);
-    println!("  copy {:.1} GB/s → at most {memory:.0} tok/s by memory (weights and cache read once a step)", copy / 1e9);
-    println!("  bf16 matmul {:.0} GFLOP/s → at most {:.0} tok/s by products", flops / 1e9, requests * new / (work / flops));
+    println!(
+        "  copy {:.1} GB/s → at most {memory:.0} tok/s by memory (weights and cache read once a step)",
+        copy / 1e9
+    );
+    println!(
+        "  bf16 matmul {:.0} GFLOP/s → at most {:.0} tok/s by products",
+        flops / 1e9,
+        requests * new / (work / flops)
+    );
 }
 
 /// Processor time of this process so far, all threads.

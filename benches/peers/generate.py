@@ -22,7 +22,7 @@ def main():
     prompts = torch.randint(0, CONFIG.vocab_size, (REQUESTS, PROMPT))
     with torch.inference_mode():
         model.generate(prompts[:2], max_new_tokens=4, do_sample=False, pad_token_id=0)
-        for batch in (16, 32, 64, 128):
+        for batch in (64, 128, 16, 32):
             if batch > REQUESTS and batch > 64:
                 # As many requests as the batch asks for.
                 prompts = torch.randint(0, CONFIG.vocab_size, (batch, PROMPT))

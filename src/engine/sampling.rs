@@ -205,7 +205,8 @@ mod tests {
         for spread in [0.1f32, 1.0, 5.0, 20.0] {
             let row: Vec<f32> = (0..5000).map(|_| rng.random::<f32>() * spread).collect();
             for top_p in [0.01f32, 0.5, 0.9, 0.999] {
-                let mut sampler = Sampler { weights: row.iter().map(|x| (x - spread).exp()).collect(), candidates: vec![] };
+                let mut sampler =
+                    Sampler { weights: row.iter().map(|x| (x - spread).exp()).collect(), candidates: vec![] };
                 let cut = sampler.nucleus(top_p, Cut::ALL);
                 let mut sorted: Vec<(f32, u32)> = sampler.weights.iter().zip(0..).map(|(&w, i)| (w, i)).collect();
                 sorted.sort_by(descending);

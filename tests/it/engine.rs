@@ -43,14 +43,7 @@ fn start(model: &str, slots: usize) -> Engine {
 }
 
 fn request(prompt: Vec<u32>, new: usize) -> Request {
-    Request {
-        prefix: Arc::from([]),
-        prompt,
-        max_new_tokens: new,
-        sampling: GREEDY,
-        stop: Arc::from([]),
-        seed: 0,
-    }
+    Request { prefix: Arc::from([]), prompt, max_new_tokens: new, sampling: GREEDY, stop: Arc::from([]), seed: 0 }
 }
 
 fn sampled(prompt: Vec<u32>, new: usize, seed: u64) -> Request {
@@ -99,7 +92,11 @@ fn every_parameter_gets_a_gradient() {
             let _ = tensor.set_requires_grad(true);
         }
         let prompt = expected(model)("prompt", 2).unsqueeze(0);
-        decoder.logits(&decoder.hidden(&prompt, Kind::BFloat16)).logsumexp([-1i64].as_slice(), false).sum(Kind::Float).backward();
+        decoder
+            .logits(&decoder.hidden(&prompt, Kind::BFloat16))
+            .logsumexp([-1i64].as_slice(), false)
+            .sum(Kind::Float)
+            .backward();
         for (name, tensor) in &decoder.weights.tensors {
             let size = tensor.grad().abs().sum(Kind::Float).double_value(&[]);
             // Softmax is blind to what is added to all keys alike.
@@ -158,8 +155,9 @@ async fn draw_all(engine: &Engine, requests: &[Request]) -> Vec<Vec<u32>> {
 async fn draws_do_not_depend_on_slots_or_order() {
     for precision in [Precision::F32, Precision::Bf16] {
         for model in MODELS {
-            let requests: Vec<Request> =
-                (0..24u64).map(|i| sampled((0..1 + i as u32 * 7 % 90).map(|t| (t * 13 + i as u32) % 96).collect(), 40, i)).collect();
+            let requests: Vec<Request> = (0..24u64)
+                .map(|i| sampled((0..1 + i as u32 * 7 % 90).map(|t| (t * 13 + i as u32) % 96).collect(), 40, i))
+                .collect();
             let one = Engine::start(&golden(model), options(1, precision)).unwrap();
             let alone = draw_all(&one, &requests).await;
             let many = Engine::start(&golden(model), options(16, precision)).unwrap();
@@ -194,7 +192,11 @@ async fn a_shared_prefix_changes_nothing_and_is_computed_once() {
             let engine = start(model, 3);
             let shared = draw_all(&engine, &(0..8).map(with).collect::<Vec<_>>()).await;
             let computed = engine.stats().prompt_tokens;
-            assert_eq!(computed, u64::from(length) + (0..8u64).map(|i| 3 + i).sum::<u64>(), "{model}, prefix of {length}");
+            assert_eq!(
+                computed,
+                u64::from(length) + (0..8u64).map(|i| 3 + i).sum::<u64>(),
+                "{model}, prefix of {length}"
+            );
             let plain = draw_all(&start(model, 3), &(0..8).map(without).collect::<Vec<_>>()).await;
             assert_eq!(shared, plain, "{model}, prefix of {length}");
         }
@@ -300,9 +302,19 @@ fn bad_directories_are_refused_with_a_reason() {
     let cases: [(&str, &str, Spoil, &str); 9] = [
         ("no config", "qwen3", |d| std::fs::remove_file(d.join("config.json")).unwrap(), "no config.json"),
         ("not JSON", "qwen3", |d| std::fs::write(d.join("config.json"), "{").unwrap(), "not valid JSON"),
-        ("unknown architecture", "qwen3", |d| edit(d, "Qwen3ForCausalLM", "GemmaForCausalLM"), "supported: Qwen3ForCausalLM"),
+        (
+            "unknown architecture",
+            "qwen3",
+            |d| edit(d, "Qwen3ForCausalLM", "GemmaForCausalLM"),
+            "supported: Qwen3ForCausalLM",
+        ),
         ("missing field", "qwen3", |d| edit(d, "hidden_size", "hidden_sizes"), "`hidden_size` is missing"),
-        ("other shape", "qwen3", |d| edit(d, "\"intermediate_size\": 48", "\"intermediate_size\": 64"), "has the shape"),
+        (
+            "other shape",
+            "qwen3",
+            |d| edit(d, "\"intermediate_size\": 48", "\"intermediate_size\": 64"),
+            "has the shape",
+        ),
         (
             "missing shard",
             "llama",

@@ -112,7 +112,24 @@ pub fn attend_kernels() -> Kernels<u16> {
     Kernels { before: configure, after: release, scores, mix }
 }
 
-const _: () = assert!(PAGE == 4 * LANES && GROUP == 32, "the assembly takes a page as four blocks, a group as one tile");
+const _: () =
+    assert!(PAGE == 4 * LANES && GROUP == 32, "the assembly takes a page as four blocks, a group as one tile");
+
+/// Asks for the cache lines of `elements` numbers: the hardware does not foresee the jump to another page.
+unsafe fn prefetch(start: *const u16, elements: usize) {
+    // SAFETY: prefetches never fault.
+    unsafe {
+        asm!(
+            "2:",
+            "prefetcht1 [{p}]", "prefetcht1 [{p} + 64]", "prefetcht1 [{p} + 128]", "prefetcht1 [{p} + 192]",
+            "add {p}, 256",
+            "cmp {p}, {end}",
+            "jb 2b",
+            p = inout(reg) start => _, end = in(reg) start.add(elements),
+            options(nostack, readonly),
+        );
+    }
+}
 
 /// A page is four blocks of 16 keys: one tile of scores each, summed over `dim / 32` tiles.
 unsafe fn scores(view: &View<u16>, queries: *const u16, _count: usize, limit: usize, out: *mut f32, stride: usize) {
@@ -120,6 +137,10 @@ unsafe fn scores(view: &View<u16>, queries: *const u16, _count: usize, limit: us
         // SAFETY: the page is inside the view; queries and score rows have room for all 16, used or not.
         unsafe {
             let keys = view.keys.add(page as usize * view.key_page);
+            match view.pages.get(number + 1) {
+                Some(&next) => prefetch(view.keys.add(next as usize * view.key_page), PAGE * view.dim),
+                None => prefetch(view.values.add(view.pages[0] as usize * view.value_page), PAGE * view.dim),
+            }
             asm!(
                 "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
                 "2:",
@@ -168,6 +189,9 @@ unsafe fn mix(view: &View<u16>, weights: *const u16, stride: usize, _count: usiz
             for (number, &page) in view.pages.iter().enumerate().take(limit.div_ceil(PAGE)) {
                 let groups = (limit - number * PAGE).min(PAGE).div_ceil(GROUP);
                 let values = view.values.add(page as usize * view.value_page + d * 2);
+                if let (0, Some(&next)) = (d, view.pages.get(number + 1)) {
+                    prefetch(view.values.add(next as usize * view.value_page), PAGE * view.dim);
+                }
                 asm!(
                     "2:",
                     "tileloadd tmm4, [{w} + {ws}]",

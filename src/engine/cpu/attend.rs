@@ -7,6 +7,7 @@
 use super::{
     elem::Elem,
     isa::Vector,
+    rows,
     simd::{LANES, Simd, from_bf16, vectorised},
 };
 use crate::engine::pages::PAGE;
@@ -42,10 +43,12 @@ pub struct Scratch<E> {
     scores: Vec<f32>,
     /// Unnormalised weights [QUERIES, positions].
     weights: Vec<E>,
-    /// Results [QUERIES, V].
-    pub out: Vec<f32>,
-    /// One head in f32.
-    pub head: Vec<f32>,
+    /// Unnormalised results [QUERIES, V].
+    out: Vec<f32>,
+    /// What each result is to be multiplied by.
+    norms: [f32; QUERIES],
+    /// A key and a value on their way to the cache.
+    pub head: Vec<E>,
 }
 
 /// Inner loops that differ by number type and processor. Positions run to the largest limit.
@@ -70,7 +73,14 @@ impl<E> Copy for Kernels<E> {}
 impl<E: Elem> Scratch<E> {
     /// Nothing yet; grows with use.
     pub const fn new() -> Self {
-        Self { queries: Vec::new(), scores: Vec::new(), weights: Vec::new(), out: Vec::new(), head: Vec::new() }
+        Self {
+            queries: Vec::new(),
+            scores: Vec::new(),
+            weights: Vec::new(),
+            out: Vec::new(),
+            norms: [0.0; QUERIES],
+            head: Vec::new(),
+        }
     }
 
     /// Room for heads of `dim` and sequences of `pages`.
@@ -79,7 +89,7 @@ impl<E: Elem> Scratch<E> {
         let wide = dim.next_multiple_of(2 * LANES);
         self.queries.resize(QUERIES * wide, zero);
         self.out.resize(QUERIES * wide, 0.0);
-        self.head.resize(wide, 0.0);
+        self.head.resize(2 * dim, zero);
         let positions = QUERIES * pages * PAGE;
         if self.scores.len() < positions {
             self.scores.resize(positions, 0.0);
@@ -87,8 +97,7 @@ impl<E: Elem> Scratch<E> {
         }
     }
 
-    /// Softmax attention of `limits.len()` queries; query q sees the first `limits[q]` positions. Results in `self.out`,
-    /// stride `dim` padded to 16.
+    /// Softmax attention of `limits.len()` queries; query q sees the first `limits[q]` positions. Results by [`Scratch::take`].
     ///
     /// # Safety
     /// The view is valid for the largest limit, `reserve` was called for it, and nobody writes those positions meanwhile.
@@ -96,21 +105,25 @@ impl<E: Elem> Scratch<E> {
         let longest = limits.iter().copied().max().unwrap_or(0);
         let stride = view.pages.len() * PAGE;
         let (scores, weights) = (self.scores.as_mut_ptr(), self.weights.as_mut_ptr());
-        let wide = view.dim.next_multiple_of(LANES);
-        let mut norms = [0f32; QUERIES];
         // SAFETY: the scratch holds QUERIES rows of `stride`.
         unsafe {
             (kernels.scores)(view, self.queries.as_ptr(), limits.len(), longest, scores, stride);
             for (q, &limit) in limits.iter().enumerate() {
-                norms[q] = softmax::<E>(vector, scores.add(q * stride), weights.add(q * stride), limit, longest, scale);
+                self.norms[q] =
+                    softmax::<E>(vector, scores.add(q * stride), weights.add(q * stride), limit, longest, scale);
             }
             (kernels.mix)(view, weights, stride, limits.len(), longest, self.out.as_mut_ptr());
         }
-        for (q, norm) in norms.iter().enumerate().take(limits.len()) {
-            for x in &mut self.out[q * wide..q * wide + view.dim] {
-                *x *= norm;
-            }
-        }
+    }
+
+    /// Writes query q's result to `out` [dim].
+    ///
+    /// # Safety
+    /// `out` holds `dim` numbers; `vector` is what this processor has.
+    pub unsafe fn take(&self, vector: Vector, q: usize, dim: usize, out: *mut E) {
+        let result = &self.out[q * dim.next_multiple_of(LANES)..][..dim];
+        // SAFETY: `dim` numbers in both.
+        unsafe { rows::scale(vector, result.as_ptr(), self.norms[q], out, dim) }
     }
 }
 
@@ -162,7 +175,7 @@ vectorised!(
 ///
 /// # Safety
 /// `keys` and `values` are the page's blocks of this head; nobody else touches that position's group.
-pub unsafe fn write<E: Elem>(keys: *mut E, values: *mut E, position: usize, key: &[f32], value: &[f32]) {
+pub unsafe fn write<E: Elem>(keys: *mut E, values: *mut E, position: usize, key: &[E], value: &[E]) {
     let (block, lane, pack) = (position % PAGE / LANES, position % LANES, E::PACK);
     let dim = key.len();
     let wide = dim.next_multiple_of(LANES);
@@ -174,9 +187,15 @@ pub unsafe fn write<E: Elem>(keys: *mut E, values: *mut E, position: usize, key:
         }
         let keys = keys.add(block * dim * LANES + lane * pack);
         let values = values.add(pair * wide * pack + half);
-        for d in 0..dim {
-            *keys.add(d / pack * LANES * pack + d % pack) = E::from_f32(key[d]);
-            *values.add(d * pack) = E::from_f32(value[d]);
+        let mut d = 0;
+        while d < dim {
+            keys.add(d * LANES).copy_from_nonoverlapping(key.as_ptr().add(d), pack);
+            d += pack;
+        }
+        let mut d = 0;
+        while d < dim {
+            *values.add(d * pack) = *value.as_ptr().add(d);
+            d += 1;
         }
     }
 }

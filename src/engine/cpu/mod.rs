@@ -315,9 +315,11 @@ impl<E: Elem> Attention<'_, E> {
             let input = self.qkv.0.at((segment.first + row) * self.qkv.1);
             let key = input.add((self.config.heads + head) * dim);
             let value = input.add((self.config.heads + self.config.kv_heads + head) * dim);
-            rows::head(self.isa.vector, key, scratch.head.as_mut_ptr(), &self.turn(position, self.norms.1));
+            let (turned, plain) = scratch.head.split_at_mut(dim);
+            rows::head::<E>(self.isa.vector, key, turned.as_mut_ptr(), &self.turn(position, self.norms.1));
+            rows::scale::<E>(self.isa.vector, value, 1.0, plain.as_mut_ptr(), dim);
             let (keys, values) = self.cache(segment.pages[position / PAGE], head);
-            attend::write(keys, values, position, &scratch.head[..dim], std::slice::from_raw_parts(value, dim));
+            attend::write(keys, values, position, turned, plain);
         }
     }
 
@@ -339,10 +341,8 @@ impl<E: Elem> Attention<'_, E> {
                 let head_input = self.turn(segment.start + row, self.norms.0);
                 for head in heads.clone() {
                     let input = self.qkv.0.at((segment.first + row) * self.qkv.1 + head * dim);
-                    rows::head(self.isa.vector, input, scratch.head.as_mut_ptr(), &head_input);
-                    for (to, x) in scratch.queries[count * dim..].iter_mut().zip(&scratch.head[..dim]) {
-                        *to = E::from_f32(*x);
-                    }
+                    let query = scratch.queries[count * dim..].as_mut_ptr();
+                    rows::head::<E>(self.isa.vector, input, query, &head_input);
                     limits[count] = segment.start + row + 1;
                     count += 1;
                 }
@@ -357,9 +357,7 @@ impl<E: Elem> Attention<'_, E> {
             for row in rows {
                 for head in heads.clone() {
                     let out = self.mixed.0.at((segment.first + row) * self.mixed.1 + head * dim);
-                    for (d, &x) in scratch.out[done * wide..done * wide + dim].iter().enumerate() {
-                        *out.add(d) = E::from_f32(x);
-                    }
+                    scratch.take(self.isa.vector, done, dim, out);
                     done += 1;
                 }
             }

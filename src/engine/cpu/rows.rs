@@ -40,7 +40,7 @@ pub struct Head<'a> {
 
 /// Norms and rotates the head `x` [dim] into `out` [dim]; dimension i pairs with i + dim / 2.
 #[inline(always)]
-unsafe fn head_row<S: Simd>(x: *const f32, out: *mut f32, head: &Head<'_>) {
+unsafe fn head_row<S: Simd, E: Elem>(x: *const f32, out: *mut E, head: &Head<'_>) {
     let half = head.cos.len();
     // SAFETY: `dim` floats in both, `dim / 2` in the tables, `dim` in the norm.
     unsafe {
@@ -67,20 +67,38 @@ unsafe fn head_row<S: Simd>(x: *const f32, out: *mut f32, head: &Head<'_>) {
             let (a, b) = (weigh(i), weigh(i + half));
             let (c, s) = (S::load(head.cos.as_ptr().add(i)), S::load(head.sin.as_ptr().add(i)));
             let minus = S::mul(s, S::splat(-1.0));
-            S::store(out.add(i), S::fma(b, minus, S::mul(a, c)));
-            S::store(out.add(i + half), S::fma(a, s, S::mul(b, c)));
+            E::store::<S>(out.add(i), S::fma(b, minus, S::mul(a, c)));
+            E::store::<S>(out.add(i + half), S::fma(a, s, S::mul(b, c)));
         }
         for i in vectors..half {
             let weigh = |at: usize| *x.add(at) * head.norm.map_or(1.0, |w| scale * w[at]);
             let (a, b) = (weigh(i), weigh(i + half));
-            *out.add(i) = a * head.cos[i] - b * head.sin[i];
-            *out.add(i + half) = b * head.cos[i] + a * head.sin[i];
+            *out.add(i) = E::from_f32(a * head.cos[i] - b * head.sin[i]);
+            *out.add(i + half) = E::from_f32(b * head.cos[i] + a * head.sin[i]);
         }
     }
 }
 vectorised!(
     /// One head of one position.
-    head => head_row(x: *const f32, out: *mut f32, head: &Head<'_>));
+    head => head_row::<E: Elem>(x: *const f32, out: *mut E, head: &Head<'_>));
+
+/// `out = x · factor` over `n` numbers.
+#[inline(always)]
+unsafe fn scale_row<S: Simd, E: Elem>(x: *const f32, factor: f32, out: *mut E, n: usize) {
+    let whole = n / LANES * LANES;
+    // SAFETY: `n` numbers in both.
+    unsafe {
+        for i in (0..whole).step_by(LANES) {
+            E::store::<S>(out.add(i), S::mul(S::load(x.add(i)), S::splat(factor)));
+        }
+        for i in whole..n {
+            *out.add(i) = E::from_f32(*x.add(i) * factor);
+        }
+    }
+}
+vectorised!(
+    /// A scaled row in another type.
+    scale => scale_row::<E: Elem>(x: *const f32, factor: f32, out: *mut E, n: usize));
 
 /// `out[i] = exp((x[i] - high) · scale)`.
 #[inline(always)]
