@@ -55,10 +55,7 @@ fn unknown_and_missing_keys() {
         ],
     );
     check("location: out\n", &["p.yaml:1:1: the key `stages` is missing; add the list of stages"]);
-    check(
-        "location: out\nstages: []\n",
-        &["p.yaml:2:9: `stages` must be a list of at least one stage, found a list"],
-    );
+    check("location: out\nstages: []\n", &["p.yaml:2:9: `stages` must be a list of at least one stage, found a list"]);
 }
 
 #[test]
@@ -86,7 +83,9 @@ fn wrong_types() {
 #[test]
 fn stages_that_are_no_stages() {
     check(
-        &stages("  - ingest: raw\n  - table: a\n    model: b\n    ingest: raw\n  - table: c\n  - table: d\n    ingest: raw\n    sql: { query: SELECT 1 }\n  - table: e\n    tokenizer: { table: d, vocab_size: 300 }\n  - model: f\n    sql: { query: SELECT 1 }\n  - table: failed\n    ingest: raw\n  - table: Big-Name\n    ingest: raw\n  - table: g\n    sql: {}\n  - table: h\n    sql: { file: a.sql, query: SELECT 1 }\n"),
+        &stages(
+            "  - ingest: raw\n  - table: a\n    model: b\n    ingest: raw\n  - table: c\n  - table: d\n    ingest: raw\n    sql: { query: SELECT 1 }\n  - table: e\n    tokenizer: { table: d, vocab_size: 300 }\n  - model: f\n    sql: { query: SELECT 1 }\n  - table: failed\n    ingest: raw\n  - table: Big-Name\n    ingest: raw\n  - table: g\n    sql: {}\n  - table: h\n    sql: { file: a.sql, query: SELECT 1 }\n",
+        ),
         &[
             "p.yaml:4:5: the stage has no name; add `table: NAME` or `model: NAME`",
             "p.yaml:6:5: a stage yields one thing: give `table` or `model`, not both",
@@ -105,7 +104,9 @@ fn stages_that_are_no_stages() {
 #[test]
 fn a_cycle_is_named_in_full() {
     check(
-        &stages("  - table: a\n    sql: { query: SELECT * FROM c }\n  - table: b\n    sql: { query: SELECT * FROM a }\n  - table: c\n    sql: { query: SELECT * FROM b }\n  - table: d\n    sql: { query: SELECT * FROM d }\n"),
+        &stages(
+            "  - table: a\n    sql: { query: SELECT * FROM c }\n  - table: b\n    sql: { query: SELECT * FROM a }\n  - table: c\n    sql: { query: SELECT * FROM b }\n  - table: d\n    sql: { query: SELECT * FROM d }\n",
+        ),
         &[
             "p.yaml:4:12: the stages go in a circle: `a` needs `c`, `c` needs `b`, `b` needs `a`; break it at one of them",
             "p.yaml:10:12: the stages go in a circle: `d` needs `d`; break it at one of them",
@@ -116,7 +117,9 @@ fn a_cycle_is_named_in_full() {
 #[test]
 fn duplicate_names() {
     check(
-        &stages("  - table: organic\n    ingest: raw\n  - table: organic\n    ingest: raw\n    ingest: raw\ntables: { organic: x, organic: y }\n"),
+        &stages(
+            "  - table: organic\n    ingest: raw\n  - table: organic\n    ingest: raw\n    ingest: raw\ntables: { organic: x, organic: y }\n",
+        ),
         &[
             "p.yaml:6:12: `organic` is already made by the stage in line 4; choose another name",
             "p.yaml:8:5: `ingest` is given twice (first in line 7); remove one",
@@ -129,8 +132,13 @@ fn duplicate_names() {
 #[test]
 fn unknown_names() {
     check_with(
-        &stages("  - table: organic\n    ingest: rwa\n  - table: good\n    sql: sql/good.sql\n  - table: other\n    sql: { query: \"SELECT generate(text, 'nobody') FROM organic\" }\n  - model: tok\n    tokenizer: { table: organik, vocab_size: 300 }\nmodels: { rephraser: { kind: causal_lm, path: m } }\n"),
-        &[("sql/good.sql", "-- comment\nSELECT rephrase(text, 'rephrasr'),\n  fasttext_score(text)\nFROM organc\nWHERE x > $low AND y = $seed\n")],
+        &stages(
+            "  - table: organic\n    ingest: rwa\n  - table: good\n    sql: sql/good.sql\n  - table: other\n    sql: { query: \"SELECT generate(text, 'nobody') FROM organic\" }\n  - model: tok\n    tokenizer: { table: organik, vocab_size: 300 }\nmodels: { rephraser: { kind: causal_lm, path: m } }\n",
+        ),
+        &[(
+            "sql/good.sql",
+            "-- comment\nSELECT rephrase(text, 'rephrasr'),\n  fasttext_score(text)\nFROM organc\nWHERE x > $low AND y = $seed\n",
+        )],
         &[],
         &[
             "p.yaml:5:13: no source `rwa`; did you mean `raw`?; add it under `sources:`",
@@ -168,11 +176,17 @@ fn parameters_without_a_value() {
 #[test]
 fn sql_that_is_no_query() {
     check_with(
-        &stages("  - table: organic\n    ingest: raw\n  - table: a\n    sql: a.sql\n  - table: b\n    sql: b.sql\n  - table: c\n    sql: { query: DROP TABLE organic }\n  - table: d\n    sql: sql/missing.sql\n  - table: e\n    sql: e.sql\n"),
-        &[("a.sql", "SELECT *\nFROM organic\nWHERE AND\n"), ("b.sql", "SELECT 1; SELECT 2"), ("e.sql", "SELECT 'open\nFROM organic")],
+        &stages(
+            "  - table: organic\n    ingest: raw\n  - table: a\n    sql: a.sql\n  - table: b\n    sql: b.sql\n  - table: c\n    sql: { query: DROP TABLE organic }\n  - table: d\n    sql: sql/missing.sql\n  - table: e\n    sql: e.sql\n",
+        ),
+        &[
+            ("a.sql", "SELECT *\nFROM organic\nWHERE )\n"),
+            ("b.sql", "SELECT 1; SELECT 2"),
+            ("e.sql", "SELECT 'open\nFROM organic"),
+        ],
         &[],
         &[
-            "a.sql:3:7: SQL syntax: expected: an expression, found: AND",
+            "a.sql:3:7: SQL syntax: expected: an expression, found: )",
             "b.sql:1:1: 2 statements, where one SELECT is expected; split them into stages",
             "e.sql:1:8: SQL syntax: unterminated string literal",
             "p.yaml:11:19: not a query; write one SELECT",
@@ -187,7 +201,18 @@ fn settings_from_outside() {
     check_with(
         &yaml,
         &[],
-        &["--set", "lwo=1", "--set", "nothing", "--set", "sources.raw.pth=x", "--set", "stages.organik.ingest=raw", "--set", "seed=x"],
+        &[
+            "--set",
+            "lwo=1",
+            "--set",
+            "nothing",
+            "--set",
+            "sources.raw.pth=x",
+            "--set",
+            "stages.organik.ingest=raw",
+            "--set",
+            "seed=x",
+        ],
         &[
             "--set lwo=1: nothing in the pipeline uses the parameter `lwo`; did you mean `low`?",
             "--set nothing: no `=` in it; write --set key=value",
@@ -200,7 +225,12 @@ fn settings_from_outside() {
 
 #[test]
 fn files_that_are_no_pipelines() {
-    check("- a\n- b\n", &["p.yaml:1:1: a pipeline is a mapping with `name`, `location`, `seed`, `params`, `models`, `sources`, `tables`, `stages`; this is a list"]);
+    check(
+        "- a\n- b\n",
+        &[
+            "p.yaml:1:1: a pipeline is a mapping with `name`, `location`, `seed`, `params`, `models`, `sources`, `tables`, `stages`; this is a list",
+        ],
+    );
     let (code, stderr) = run(&[("p.yaml", "location: [out\nstages: 1\n")], &[]);
     assert_eq!(code, 2);
     assert!(stderr.starts_with("p.yaml:2:") && stderr.contains("not valid YAML: "), "{stderr}");
