@@ -384,9 +384,9 @@ impl Finish {
                 let Some(error) = answers[row].as_ref().and_then(|a| a.error.as_ref()) else { continue };
                 errors.push(format!("{}: {error}", call.function.name()));
                 if let (true, Some(row_id)) = (id.is_empty(), &call.row_id) {
-                    if !ids.contains_key(&i) {
+                    if let std::collections::hash_map::Entry::Vacant(entry) = ids.entry(i) {
                         let array = row_id.evaluate(&done.batch)?.into_array(failed.len())?;
-                        ids.insert(i, cast(&array, &DataType::Utf8)?);
+                        entry.insert(cast(&array, &DataType::Utf8)?);
                     }
                     let column = ids[&i].as_string::<i32>();
                     id = if column.is_null(row) { String::new() } else { column.value(row).to_owned() };

@@ -62,7 +62,7 @@ impl Stage {
         let unit = if self.unit == "bytes" { String::new() } else { format!(" {}", self.unit) };
         let mut parts = match self.total {
             Some(total) => {
-                let share = if total == 0 { 100 } else { self.done * 100 / total };
+                let share = (self.done * 100).checked_div(total).unwrap_or(100);
                 vec![format!("{} of {}{unit}", amount(self.done), amount(total)), format!("{} %", share.min(100))]
             }
             None => vec![format!("{}{unit}", amount(self.done))],

@@ -326,7 +326,7 @@ fn rope(json: &Map<String, Value>, max_positions: usize) -> anyhow::Result<(f64,
     }
     let kind = map.get("rope_type").or_else(|| map.get("type")).and_then(Value::as_str).unwrap_or("default");
     let factor = || number(map, "factor")?.with_context(|| format!("rope scaling `{kind}` without `factor`"));
-    let original = || Ok::<_, anyhow::Error>(optional_size(map, "original_max_position_embeddings")?);
+    let original = || optional_size(map, "original_max_position_embeddings");
     let scaling = match kind {
         "default" => RopeScaling::None,
         "linear" => RopeScaling::Linear { factor: factor()? },

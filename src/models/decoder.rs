@@ -81,6 +81,7 @@ impl Decoder {
     /// states [B, T, H] after the final norm. Differentiable when the parameters require gradients.
     /// `kind` is the compute type: matmuls run in it, the parameters may be f32 masters. The residual stream stays in
     /// the type of the parameters, the norms compute in f32.
+    #[expect(clippy::assign_op_pattern, reason = "`+=` works in place, on a tensor that the backward pass may need")]
     pub fn hidden(&self, tokens: &Tensor, kind: Kind) -> Tensor {
         let length = tokens.size()[1];
         let table = RopeTables::new(&self.config, length, tokens.device(), kind);

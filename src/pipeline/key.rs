@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 /// A stage's key and the fingerprints that went into it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StageKey {
+    /// Hash of everything that decides the output, in hexadecimal.
     pub key: String,
     /// Input table or source file → fingerprint.
     pub inputs: BTreeMap<String, String>,

@@ -33,8 +33,11 @@ use std::{
 /// A validated pipeline.
 #[derive(Debug)]
 pub struct Plan {
+    /// The pipeline's name.
     pub name: String,
+    /// Everything is written below it.
     pub location: Location,
+    /// What all randomness of the pipeline starts from.
     pub seed: u64,
     /// Values of `$name` in SQL; `$seed` is one of them.
     pub params: BTreeMap<String, ScalarValue>,
@@ -49,8 +52,11 @@ pub struct Plan {
 /// One stage.
 #[derive(Debug)]
 pub struct Stage {
+    /// The table or model that it yields.
     pub name: String,
+    /// Whether that is a table or a model.
     pub yields: Yields,
+    /// What it does.
     pub work: Work,
     /// The settings as written, for the key.
     pub config: StageConfig,
@@ -67,10 +73,20 @@ pub struct Stage {
 /// What a stage does.
 #[derive(Debug)]
 pub enum Work {
-    Ingest { config: ingest::Config, source: SourceSpec },
+    /// Reads files into a table.
+    Ingest {
+        /// The settings.
+        config: ingest::Config,
+        /// The files.
+        source: SourceSpec,
+    },
+    /// Runs a query.
     Sql(Query),
-    Sft(sft::Config),
+    /// Fine-tunes a decoder on pairs.
+    Sft(Box<sft::Config>),
+    /// Trains a tokenizer.
     Tokenizer(tokenizer::Config),
+    /// Trains a fastText classifier.
     Fasttext(fasttext::Config),
 }
 

@@ -34,7 +34,9 @@ pub struct Selection {
 pub struct Scheduled {
     /// Index into [`Plan::stages`].
     pub stage: usize,
+    /// Its key and what went into it.
     pub key: StageKey,
+    /// Whether it runs.
     pub action: Action,
     /// The output of a former run, whatever its key.
     pub former: Option<Made>,
@@ -54,6 +56,7 @@ pub enum Action {
 /// How a run went.
 #[derive(Debug, Default)]
 pub struct Report {
+    /// Finished stages, skipped ones included, in the order of the plan.
     pub stages: Vec<Outcome>,
     /// What ended the run before its end, with the stage's name.
     pub failure: Option<anyhow::Error>,
@@ -64,32 +67,41 @@ pub struct Report {
 /// One stage that is finished.
 #[derive(Debug)]
 pub struct Outcome {
+    /// The stage's name.
     pub name: String,
+    /// Whether it made a table or a model.
     pub yields: Yields,
+    /// It was finished before; nothing ran.
     pub skipped: bool,
+    /// What it left.
     pub made: Made,
 }
 
 /// What a finished stage left: the manifest of its table or model.
 #[derive(Debug, Clone)]
 pub enum Made {
+    /// A table's manifest.
     Table(Manifest),
+    /// A model's manifest.
     Model(ModelManifest),
 }
 
 impl Made {
+    /// Hash of everything that decided the output.
     pub fn key(&self) -> &str {
         match self {
             Self::Table(m) => &m.key,
             Self::Model(m) => &m.key,
         }
     }
+    /// Row arithmetic; for a model, of its training examples.
     pub fn rows(&self) -> Rows {
         match self {
             Self::Table(m) => m.rows,
             Self::Model(m) => m.rows,
         }
     }
+    /// What it took to make.
     pub fn cost(&self) -> Cost {
         match self {
             Self::Table(m) => m.cost,

@@ -23,7 +23,9 @@ use std::{
 /// A value and its place.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Located<T> {
+    /// The value.
     pub value: T,
+    /// Where it stands in the file.
     pub at: Place,
 }
 
@@ -34,6 +36,7 @@ pub struct Spec {
     pub name: String,
     /// Directory or `s3://bucket/prefix` below which everything is written.
     pub location: String,
+    /// What all randomness starts from.
     pub seed: u64,
     /// Scalars, Null where a value has to come from `--set`.
     pub params: BTreeMap<String, Node>,
@@ -47,20 +50,25 @@ pub struct Spec {
     pub sources: BTreeMap<String, Located<Option<SourceSpec>>>,
     /// Tables made elsewhere: name → path.
     pub tables: BTreeMap<String, Located<String>>,
+    /// In the order of the file.
     pub stages: Vec<StageSpec>,
 }
 
 /// What a stage yields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Yields {
+    /// A table, at `<location>/<name>/`.
     Table,
+    /// A model, at `<location>/models/<name>/`.
     Model,
 }
 
 /// One entry of `stages:`.
 #[derive(Debug)]
 pub struct StageSpec {
+    /// The table or model that it yields.
     pub name: Located<String>,
+    /// Which of the two.
     pub yields: Yields,
     /// The kind's key and the config below it; None where it is faulty (already reported).
     pub config: Option<StageConfig>,
@@ -464,7 +472,7 @@ fn config_of(entry: &Entry, problems: &mut Problems) -> Option<StageConfig> {
             }
             sql_config(&node, problems).map(StageConfig::Sql)
         }
-        "sft" => decode::<sft::Config>(&node, problems).map(StageConfig::Sft),
+        "sft" => decode::<sft::Config>(&node, problems).map(|config| StageConfig::Sft(Box::new(config))),
         "tokenizer" => decode::<tokenizer::Config>(&node, problems).map(StageConfig::Tokenizer),
         _ => decode::<fasttext::Config>(&node, problems).map(StageConfig::Fasttext),
     }

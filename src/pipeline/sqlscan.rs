@@ -22,6 +22,7 @@ use std::{collections::BTreeSet, ops::ControlFlow, sync::LazyLock};
 /// A name in the text.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Name {
+    /// The name, or the value of a text literal.
     pub name: String,
     /// From 1.
     pub line: usize,
@@ -32,7 +33,9 @@ pub struct Name {
 /// A function call; an argument that is a text literal keeps its value and position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
+    /// Its name.
     pub function: Name,
+    /// Its arguments in order; None where one is not a text literal.
     pub args: Vec<Option<Name>>,
 }
 
@@ -43,6 +46,7 @@ pub struct Scan {
     pub tables: Vec<Name>,
     /// `$name` without the dollar.
     pub params: Vec<Name>,
+    /// Function calls.
     pub calls: Vec<Call>,
 }
 
@@ -51,7 +55,9 @@ pub struct Scan {
 pub struct Malformed {
     /// 0 where the position is not known.
     pub line: usize,
+    /// From 1, in characters; 0 where the position is not known.
     pub column: usize,
+    /// What is wrong.
     pub message: String,
 }
 

@@ -114,7 +114,7 @@ async fn on_s3(pattern: &str) -> anyhow::Result<Vec<(Location, ObjectMeta)>> {
         }
         let base = whole.prefix.as_ref().len();
         let visible = |key: &str| key[base..].split('/').all(|part| !part.starts_with(['.', '_']));
-        return Ok(below(&whole, visible).await?);
+        return below(&whole, visible).await;
     }
     let fixed: Vec<&str> = key.split('/').take_while(|part| !has_wildcard(part)).collect();
     let top = Location::parse(&format!("{scheme}://{bucket}/{}", fixed.join("/")))?;

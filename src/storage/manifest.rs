@@ -112,9 +112,11 @@ pub struct Cost {
 /// A finished model: `_manifest.json` in its directory, written last.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ModelManifest {
+    /// Its name, also that of its directory.
     pub model: String,
     /// What decides whether the stage must run again, as for tables.
     pub key: String,
+    /// Version of the program that takes part in the key.
     pub code_version: String,
     /// `causal_lm`, `tokenizer` or `fasttext`.
     pub kind: String,

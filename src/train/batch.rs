@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 /// One example as token ids; the loss is on `answer`, which includes its end token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pair {
+    /// Token ids that are fed in without loss.
     pub prompt: Vec<u32>,
+    /// Token ids to learn, the end token last.
     pub answer: Vec<u32>,
 }
 
@@ -23,7 +25,9 @@ impl Pair {
 /// Rows padded on the right to one width.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MicroBatch {
+    /// Number of rows.
     pub rows: usize,
+    /// Input tokens of the longest row, which all are padded to.
     pub width: usize,
     /// [rows * width] input ids; padding is 0, which no real position can see.
     pub tokens: Vec<i64>,
@@ -53,9 +57,9 @@ impl MicroBatch {
             let start = row * width;
             batch.tokens[start..start + all.len() - 1].copy_from_slice(&all[..all.len() - 1]);
             batch.real += all.len() - 1;
-            for target in pair.prompt.len().max(1)..all.len() {
+            for (target, &id) in all.iter().enumerate().skip(pair.prompt.len().max(1)) {
                 batch.positions.push((start + target - 1) as i64);
-                batch.targets.push(all[target]);
+                batch.targets.push(id);
             }
         }
         batch
@@ -65,6 +69,7 @@ impl MicroBatch {
 /// Where a run stands in its data.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cursor {
+    /// Passes over the data that are done.
     pub epoch: u64,
     /// Micro-batches of this epoch that are done.
     pub done: usize,

@@ -15,14 +15,21 @@ const PREFIX: &str = "__label__";
 /// Settings of the training, named as in the original program.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Options {
+    /// Learning rate at the start; falls to 0.
     pub lr: f64,
+    /// Width of word vectors.
     pub dim: u32,
+    /// Passes over the examples.
     pub epoch: u32,
+    /// Longest run of words that is a feature of its own; 1 for single words only.
     pub word_ngrams: u32,
+    /// Hash buckets for runs of words.
     pub bucket: u32,
+    /// Words that occur less often are left out.
     pub min_count: u32,
     /// One thread is deterministic; more are not.
     pub threads: u32,
+    /// What the random numbers start from.
     pub seed: u64,
 }
 
@@ -100,8 +107,7 @@ pub fn train(examples: &Examples, options: Options, path: &Path) -> anyhow::Resu
 }
 
 fn arguments(options: Options, input: &Path) -> Args {
-    let mut args = Args::default();
-    args.word_ngrams = options.word_ngrams as i32;
+    let mut args = Args { word_ngrams: options.word_ngrams as i32, ..Args::default() };
     args.apply_supervised_defaults();
     args.model = ModelName::Supervised;
     args.loss = LossName::Softmax;

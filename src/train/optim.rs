@@ -84,8 +84,11 @@ impl FlatParameters {
 /// What AdamW is set to.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWOptions {
+    /// Decay of the first moment per step.
     pub beta1: f64,
+    /// Decay of the second moment per step.
     pub beta2: f64,
+    /// Keeps the division by the second moment finite.
     pub eps: f64,
     /// Decoupled decay of matrices; norms and biases are left alone.
     pub weight_decay: f64,
@@ -94,6 +97,7 @@ pub struct AdamWOptions {
 /// The moments of all parameters.
 #[derive(Debug)]
 pub struct AdamW {
+    /// The settings.
     pub options: AdamWOptions,
     /// Steps made.
     pub step: i64,

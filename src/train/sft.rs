@@ -139,8 +139,11 @@ impl Trainer {
 /// How much to train: whichever is reached first.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Budget {
+    /// Optimiser steps; None for no bound.
     pub steps: Option<u64>,
+    /// Input tokens, padding not counted; None for no bound.
     pub tokens: Option<u64>,
+    /// Training time; None for no bound.
     pub seconds: Option<f64>,
 }
 
@@ -157,8 +160,11 @@ impl Budget {
 /// What has been used since a phase began.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Used {
+    /// Optimiser steps.
     pub steps: u64,
+    /// Input tokens, padding not counted.
     pub tokens: u64,
+    /// Time spent in steps.
     pub seconds: f64,
 }
 
@@ -190,39 +196,53 @@ pub struct State {
 /// The copy curriculum's settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CopyPhase {
+    /// Tokens of the longest sequence at the start.
     pub start_length: usize,
+    /// Tokens of the longest sequence at the end.
     pub longest: usize,
     /// Running loss below which sequences grow.
     pub threshold: f32,
+    /// Learning rate.
     pub schedule: Schedule,
     /// Steps after which a model that has not learned to copy is given up.
     pub max_steps: u64,
     /// Token ids that may be drawn.
     pub ordinary: Vec<u32>,
+    /// Tokens around the text and its copy.
     pub frame: Frame,
 }
 
 /// The text pairs' settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PairPhase {
+    /// Examples to train on.
     pub pairs: Vec<Pair>,
+    /// Examples that are only measured on; may be empty.
     pub held_out: Vec<Pair>,
+    /// Learning rate over the budget.
     pub schedule: Schedule,
+    /// When the phase ends.
     pub budget: Budget,
 }
 
 /// A run with nothing left open.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
+    /// The first phase; None to leave it out.
     pub copy: Option<CopyPhase>,
+    /// The second phase; None to leave it out.
     pub pairs: Option<PairPhase>,
     /// Tokens of an optimiser step, in micro-batches of `grouping.micro_tokens`.
     pub batch_tokens: usize,
+    /// How the examples are cut into micro-batches.
     pub grouping: Grouping,
+    /// Decides the order of the examples and the copy tasks.
     pub seed: u64,
+    /// Steps between two log entries; 0: only the first step.
     pub log_every: u64,
     /// 0: only when the run is interrupted.
     pub checkpoint_every: u64,
+    /// Steps between two measurements on the held-out pairs; 0: only at the end.
     pub evaluate_every: u64,
 }
 

@@ -33,7 +33,9 @@ const MIN_REQUESTS: usize = 256;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ModelSpec {
+    /// A generating language model.
     CausalLm(CausalLmSpec),
+    /// A text classifier.
     Fasttext(FastTextSpec),
 }
 
@@ -73,13 +75,21 @@ pub struct CausalLmSpec {
 /// A causal model's settings with nothing left open.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LmSettings {
+    /// Sampling temperature; 0 is greedy.
     pub temperature: f32,
+    /// Least probability mass that sampling draws from, in (0, 1].
     pub top_p: f32,
+    /// Most likely tokens that sampling draws from; 0 keeps all.
     pub top_k: usize,
+    /// Tokens generated per chunk at most.
     pub max_new_tokens: usize,
+    /// Tokens of a whole prompt at most.
     pub max_prompt_tokens: usize,
+    /// Characters of a chunk.
     pub chunk_chars: usize,
+    /// Where cuts may fall.
     pub chunk_boundary: Boundary,
+    /// Marker before the rephrased text; empty: the whole answer is the text.
     pub marker: String,
 }
 
@@ -87,6 +97,7 @@ pub struct LmSettings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FastTextSpec {
+    /// The classifier.
     pub path: String,
 }
 

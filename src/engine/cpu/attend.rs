@@ -70,6 +70,12 @@ impl<E> Clone for Kernels<E> {
 }
 impl<E> Copy for Kernels<E> {}
 
+impl<E: Elem> Default for Scratch<E> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<E: Elem> Scratch<E> {
     /// Nothing yet; grows with use.
     pub const fn new() -> Self {

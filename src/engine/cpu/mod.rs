@@ -175,7 +175,7 @@ impl<E: Elem> CpuModel<E> {
         let input = |data, stride| Rows { data, stride, rows };
         norm_all(&layer.input_norm);
         let add = Finish::Add(x, wide);
-        // SAFETY (this block): every buffer has `limits.rows` rows, padded to BLOCK, of the stride given; each product and
+        // SAFETY: every buffer has `limits.rows` rows, padded to BLOCK, of the stride given; each product and
         // each attention task writes its own range; the products end before the next begins.
         unsafe {
             layer.qkv.product(isa, kernel, input(normed, wide), &Finish::Store(qkv, layer.qkv.columns()));

@@ -14,36 +14,81 @@ pub unsafe trait Simd: Copy {
     /// Rows and column blocks of the f32 matrix kernel that fit the registers.
     const ROWS: usize;
     /// All lanes `x`.
+    ///
+    /// # Safety
+    /// The instruction set is there.
     unsafe fn splat(x: f32) -> Self::V;
     /// Reads 16 floats.
+    ///
+    /// # Safety
+    /// The instruction set is there; `p` is valid for reading 16 floats, aligned or not.
     unsafe fn load(p: *const f32) -> Self::V;
     /// Writes 16 floats.
+    ///
+    /// # Safety
+    /// The instruction set is there; `p` is valid for writing 16 floats, aligned or not.
     unsafe fn store(p: *mut f32, v: Self::V);
     /// Writes 16 bf16, rounded to nearest even.
+    ///
+    /// # Safety
+    /// The instruction set is there; `p` is valid for writing 16 halves, aligned to two bytes.
     unsafe fn store_bf16(p: *mut u16, v: Self::V);
     /// a + b
+    ///
+    /// # Safety
+    /// The instruction set is there.
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     /// a · b
+    ///
+    /// # Safety
+    /// The instruction set is there.
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// a / b
+    ///
+    /// # Safety
+    /// The instruction set is there.
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
     /// a · b + c, rounded once where the hardware can
+    ///
+    /// # Safety
+    /// The instruction set is there.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// Lane-wise maximum of numbers.
+    ///
+    /// # Safety
+    /// The instruction set is there.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     /// Lane-wise minimum of numbers.
+    ///
+    /// # Safety
+    /// The instruction set is there.
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     /// Rounds to the nearest whole number.
+    ///
+    /// # Safety
+    /// The instruction set is there.
     unsafe fn round(a: Self::V) -> Self::V;
     /// 2^n for whole n in -126..=127.
+    ///
+    /// # Safety
+    /// The instruction set is there.
     unsafe fn pow2(n: Self::V) -> Self::V;
     /// Sum of the lanes.
+    ///
+    /// # Safety
+    /// The instruction set is there.
     unsafe fn sum(a: Self::V) -> f32;
     /// Largest lane.
+    ///
+    /// # Safety
+    /// The instruction set is there.
     unsafe fn hmax(a: Self::V) -> f32;
 
     /// e^x for x ≤ 88; relative error under 2e-7, 0 below about -87. Range reduction by ln 2 in two parts and the
     /// Taylor polynomial of degree 7 on [-0.35, 0.35].
+    ///
+    /// # Safety
+    /// The instruction set is there.
     #[inline(always)]
     unsafe fn exp(x: Self::V) -> Self::V {
         const POLYNOMIAL: [f32; 7] = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
@@ -52,6 +97,7 @@ pub unsafe trait Simd: Copy {
             let x = Self::max(Self::min(x, Self::splat(88.0)), Self::splat(-87.3));
             let n = Self::round(Self::mul(x, Self::splat(std::f32::consts::LOG2_E)));
             // 355/512 is exact in f32, so the first product is exact for the n that occur.
+            #[expect(clippy::excessive_precision, reason = "the exact value, as f32 holds it")]
             let r = Self::fma(n, Self::splat(-0.693_359_375), x);
             let r = Self::fma(n, Self::splat(2.121_944_4e-4), r);
             let mut p = Self::splat(1.0 / 5040.0);

@@ -112,9 +112,13 @@ async fn model_path(cx: &StageContext, name: &str) -> anyhow::Result<String> {
 /// What a training stage has to say besides its files.
 #[derive(Debug, Default)]
 pub struct Summary {
+    /// `causal_lm`, `tokenizer` or `fasttext`.
     pub kind: &'static str,
+    /// Training examples, as in the manifest.
     pub rows: Rows,
+    /// What the training measured at its end, by name.
     pub figures: BTreeMap<String, f64>,
+    /// What the training took.
     pub cost: Cost,
 }
 
@@ -174,6 +178,6 @@ fn directory(cx: &StageContext) -> Location {
 fn file_names(directory: &Path) -> anyhow::Result<Vec<String>> {
     let entries = std::fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
     entries
-        .map(|entry| Ok(entry?.file_name().into_string().map_err(|name| anyhow::anyhow!("{name:?} is not UTF-8"))?))
+        .map(|entry| entry?.file_name().into_string().map_err(|name| anyhow::anyhow!("{name:?} is not UTF-8")))
         .collect()
 }

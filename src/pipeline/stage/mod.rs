@@ -29,10 +29,15 @@ pub mod tokenizer;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StageConfig {
+    /// `ingest`: files to a table.
     Ingest(ingest::Config),
+    /// `sql`: a query to a table.
     Sql(sql::Config),
-    Sft(sft::Config),
+    /// `sft`: pairs to a fine-tuned model.
+    Sft(Box<sft::Config>),
+    /// `tokenizer`: texts to a tokenizer.
     Tokenizer(tokenizer::Config),
+    /// `fasttext`: labelled texts to a classifier.
     Fasttext(fasttext::Config),
 }
 

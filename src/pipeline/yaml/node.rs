@@ -11,19 +11,28 @@ use std::{fmt, sync::Arc};
 /// A value and where it stands.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Node {
+    /// Where it stands.
     pub at: Place,
+    /// What it is.
     pub value: Value,
 }
 
 /// A YAML value by the rules of YAML 1.2: only `true` and `false` are booleans.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
+    /// `null`, `~` or nothing at all.
     Null,
+    /// `true` or `false`.
     Bool(bool),
+    /// A whole number.
     Int(i64),
+    /// Any other number.
     Float(f64),
+    /// A text, quoted or not.
     Text(String),
+    /// A sequence.
     List(Vec<Node>),
+    /// A mapping; every key once.
     Map(Vec<Entry>),
     /// Stands for a value that was already reported as wrong or missing; decodes as anything.
     Hole,
@@ -32,8 +41,11 @@ pub enum Value {
 /// One `key: value` of a mapping, in file order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
+    /// Its key.
     pub key: String,
+    /// Where the key stands.
     pub key_at: Place,
+    /// What the key is given.
     pub value: Node,
 }
 
@@ -90,6 +102,7 @@ impl Node {
         }
     }
 
+    /// The value of a mapping's entry, to be changed.
     pub fn get_mut(&mut self, key: &str) -> Option<&mut Self> {
         match &mut self.value {
             Value::Map(entries) => entries.iter_mut().find(|e| e.key == key).map(|e| &mut e.value),

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, fmt, sync::Arc};
 /// A position in a file. Line 0 stands for the whole of `file` (a `--set` argument, a file that cannot be read).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
+    /// The file as it was named, or the `--set` argument.
     pub file: Arc<str>,
     /// From 1.
     pub line: usize,
@@ -31,6 +32,7 @@ impl fmt::Display for Place {
 /// One fault, shown as `file:line:column: message`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
+    /// Where it is.
     pub at: Place,
     /// What is wrong and what to do.
     pub message: String,
@@ -47,15 +49,19 @@ impl fmt::Display for Problem {
 pub struct Problems(BTreeSet<Problem>);
 
 impl Problems {
+    /// Takes in a fault.
     pub fn add(&mut self, at: &Place, message: impl Into<String>) {
         self.0.insert(Problem { at: at.clone(), message: message.into() });
     }
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+    /// Number of faults.
     pub fn len(&self) -> usize {
         self.0.len()
     }
+    /// The faults in order of place.
     pub fn iter(&self) -> impl Iterator<Item = &Problem> {
         self.0.iter()
     }
@@ -110,8 +116,8 @@ fn distance(a: &str, b: &str) -> usize {
     for (i, row) in rows.iter_mut().enumerate() {
         row[0] = i;
     }
-    for j in 0..=b.len() {
-        rows[0][j] = j;
+    for (j, cell) in rows[0].iter_mut().enumerate() {
+        *cell = j;
     }
     for i in 1..=a.len() {
         for j in 1..=b.len() {

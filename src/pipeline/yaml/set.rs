@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 pub struct Assignment {
     /// Key path; one step is a param or a top-level key.
     pub path: Vec<String>,
+    /// What the path is set to; its place is the argument.
     pub value: Node,
 }
 

@@ -20,7 +20,7 @@ const TOKENIZER: [&str; 5] =
 const MODEL: [&str; 3] = ["generation_config.json", "prompt.txt", "repro.json"];
 
 /// Small files to fetch first.
-pub(super) fn small<'a>(names: &'a [String], need: Need) -> Vec<&'a str> {
+pub(super) fn small(names: &[String], need: Need) -> Vec<&str> {
     let wanted = |name: &&str| TOKENIZER.contains(name) || (need == Need::Model && MODEL.contains(name));
     names.iter().map(String::as_str).filter(wanted).collect()
 }

@@ -8,14 +8,17 @@ use super::noise::{invisible, tidy};
 /// Counts of one or of many answers; [`Measure::add`] sums them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Measure {
-    /// Inserted clutter lines, and how many of them the answer no longer has.
+    /// Inserted clutter lines.
     pub inserted: usize,
+    /// Those of them that the answer no longer has.
     pub gone: usize,
-    /// Words of the clean side (with repetitions), and how many the answer has.
+    /// Words of the clean side (with repetitions).
     pub clean_words: usize,
+    /// Those of them that the answer has.
     pub kept: usize,
-    /// Words of the answer with three letters or more, and how many occur in the source.
+    /// Words of the answer with three letters or more.
     pub output_words: usize,
+    /// Those of them that occur in the source.
     pub in_source: usize,
 }
 
