@@ -14,6 +14,8 @@ pub mod buffer;
 pub mod elem;
 pub mod gemm;
 pub mod isa;
+#[cfg(test)]
+mod kernel_tests;
 pub mod load;
 pub mod rows;
 pub mod simd;
