@@ -1,18 +1,38 @@
 //! One sequence on its way: tokens, how many of them are in the cache, its pages, its random stream.
 
 use super::{Completion, FinishReason, Request, RequestError};
+use crate::models::weights::Weights;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use tokio::sync::oneshot;
 
 /// Where the result goes.
 pub type Reply = oneshot::Sender<Result<Completion, RequestError>>;
 
+/// What handles send to the device thread.
+pub enum Message {
+    /// A sequence to generate.
+    Request(Waiting),
+    /// New parameters, and where to say that they are in place.
+    Weights(Weights, mpsc::Sender<anyhow::Result<()>>),
+}
+
+/// Whether a drawn stop token is part of the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopToken {
+    /// It is not.
+    Dropped,
+    /// It is the last token.
+    Kept,
+}
+
 /// A request that waits.
 pub struct Waiting {
     /// What was asked.
     pub request: Request,
+    /// What becomes of its stop token.
+    pub stop: StopToken,
     /// Who asked.
     pub reply: Reply,
 }
@@ -39,6 +59,8 @@ pub enum Role {
     Request {
         /// What was asked.
         request: Request,
+        /// What becomes of its stop token.
+        stop: StopToken,
         /// Who asked.
         reply: Reply,
         /// The request's own random stream.
@@ -53,11 +75,11 @@ pub enum Role {
 impl Sequence {
     /// A request's sequence; `cached` positions are already in `pages`, of which the first `shared` are the prefix's.
     pub fn new(waiting: Waiting, pages: Vec<u32>, shared: usize, cached: usize, prefix: Option<Arc<[u32]>>) -> Self {
-        let Waiting { request, reply } = waiting;
+        let Waiting { request, stop, reply } = waiting;
         let tokens: Vec<u32> = request.prefix.iter().chain(&request.prompt).copied().collect();
         let rng = Box::new(ChaCha8Rng::seed_from_u64(request.seed));
         let prompt = tokens.len();
-        Self { tokens, prompt, cached, pages, shared, role: Role::Request { request, reply, rng, prefix } }
+        Self { tokens, prompt, cached, pages, shared, role: Role::Request { request, stop, reply, rng, prefix } }
     }
 
     /// The computation of a shared prefix.
@@ -78,6 +100,11 @@ impl Sequence {
     /// Whether nobody waits for it any more.
     pub fn cancelled(&self) -> bool {
         matches!(&self.role, Role::Request { reply, .. } if reply.is_closed())
+    }
+
+    /// Whether the token that ended it belongs to its result.
+    pub fn keeps(&self, finish: FinishReason) -> bool {
+        finish == FinishReason::Length || matches!(&self.role, Role::Request { stop: StopToken::Kept, .. })
     }
 
     /// Why it ends if `token` comes next, if it does.
