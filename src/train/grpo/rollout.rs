@@ -131,6 +131,7 @@ pub fn draw(
                 sampling: drawing.sampling,
                 stop: Arc::clone(&drawing.stop),
                 seed: sample_seed(seed, step, &prompt.id, sample),
+                format: None,
             };
             requests.push(async move {
                 let done = engine.rollout(request).await;
