@@ -7,6 +7,7 @@ use super::{
     loss::{self, Counted, LossType, Objective, Tokens},
 };
 use crate::{
+    engine::{DeviceSpec, Engine, EngineOptions, Precision},
     models::{config::DecoderConfig, decoder::Decoder, packed::Packed, weights::Weights},
     train::optim::{AdamW, AdamWOptions, FlatParameters, clip_factor},
 };
@@ -114,6 +115,19 @@ impl Policy {
     /// The model's description.
     pub fn config(&self) -> &DecoderConfig {
         &self.decoder.config
+    }
+
+    /// An engine with the present parameters, for sequences of up to `positions` tokens. [`Engine::set_weights`] with
+    /// [`Self::weights`] brings it up to date.
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn engine(&self, slots: usize, threads: usize, positions: usize) -> anyhow::Result<Engine> {
+        let mut config = self.decoder.config.clone();
+        config.max_positions = config.max_positions.min(positions);
+        let precision = if self.kind == Kind::BFloat16 { Precision::Bf16 } else { Precision::F32 };
+        let options = EngineOptions { device: DeviceSpec::Cpu, precision, slots, threads };
+        Engine::from_decoder(Decoder { config, weights: self.weights() }, options)
     }
 
     /// The present parameters in the compute type, for the engine. In f32 they share the masters' memory.

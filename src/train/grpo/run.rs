@@ -180,7 +180,9 @@ fn step(
     state.tokens += rollouts.iter().map(|r| r.tokens.len() as u64).sum::<u64>();
     state.without_spread = if flat == prompts.len() { state.without_spread + 1 } else { 0 };
     state.collapsed = if collapsed(&rollouts) { state.collapsed + 1 } else { 0 };
-    let seconds = [("rollout_seconds", drawn), ("reward_seconds", scored), ("update_seconds", update.seconds)];
+    let all = begin.elapsed().as_secs_f64();
+    let tokens_per_second = rollouts.iter().map(|r| r.tokens.len()).sum::<usize>() as f64 / all.max(1e-9);
+    let seconds = [("tokens_per_second", tokens_per_second), ("step_seconds", all), ("rollout_seconds", drawn), ("reward_seconds", scored), ("update_seconds", update.seconds)];
     let groups_flat = flat as f64 / prompts.len() as f64;
     Ok(figures(actors.reward.parts(), &rollouts, &update, with_reference, rate)
         .into_iter()
