@@ -20,6 +20,7 @@ use crate::{
         grpo::{
             advantage::ScaleRewards,
             loss::LossType,
+            rollout::Reward,
             run::{self, Actors, State},
         },
         setup::{self, Precision, Stored},

@@ -3,10 +3,10 @@
 
 use super::batch::sample_seed;
 use crate::{
-    engine::{Engine, FinishReason, Request, Sampling},
+    engine::{Engine, FinishReason, Request, RequestError, Sampling},
     text::{extract::extract, tokenizer::Tokenizer},
 };
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use futures::{executor::block_on, future::try_join_all};
 use std::sync::Arc;
 
@@ -134,7 +134,7 @@ pub fn draw(
                 format: None,
             };
             requests.push(async move {
-                let done = engine.rollout(request).await;
+                let done = engine.rollout(request).await.map_err(explained);
                 done.map(|done| (index, sample, done)).with_context(|| format!("prompt `{}`", prompt.id))
             });
         }
@@ -160,6 +160,13 @@ pub fn draw(
             })
         })
         .collect()
+}
+
+fn explained(error: RequestError) -> anyhow::Error {
+    match error {
+        RequestError::NotANumber(_) => anyhow!("training diverged: {error}; lower learning_rate or raise warmup_ratio"),
+        other => other.into(),
+    }
 }
 
 /// Scores completions in place.
