@@ -247,7 +247,7 @@ fn rewards_that_are_missing_or_not_numbers_take_no_part() {
     let mut policy = policy(0.01);
     go(&mut policy, &mut State::default(), &plan(3), &some, &mut hooks).unwrap();
     let missing = hooks.rows.iter().filter(|row| row.contains("Train") && row.ends_with("None")).count();
-    assert_eq!(missing, hooks.values("reward_missing").iter().map(|share| (share * 16.0).round() as usize).sum());
+    assert_eq!(missing, hooks.values("reward_missing").iter().map(|share| (share * 16.0).round() as usize).sum::<usize>());
     assert!(missing >= 30, "{missing}");
     assert!(masters(&policy).iter().all(|bits| f32::from_bits(*bits).is_finite()));
     let none = Of::new(|_: &Sample<'_>| None);
