@@ -52,7 +52,8 @@ def rollouts(seed):
     completions = []
     for i in range(GROUPS * SAMPLES):
         ends = i % 3 != 2
-        length = int(torch.randint(1, LONGEST, (1,), generator=random))
+        # One that ends at once; all others differ, so that they are found again in TRL's shuffled batches.
+        length = 1 if i == 0 else int(torch.randint(3, LONGEST, (1,), generator=random))
         completions.append(draw(length - 1) + [EOS] if ends else draw(LONGEST))
     rewards = [round(x, 3) for x in (torch.rand(GROUPS * SAMPLES, generator=random) * 6).tolist()]
     return prompts, completions, rewards

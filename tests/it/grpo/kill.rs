@@ -35,6 +35,8 @@ stages:
       precision: f32
       export: f32
       threads: 1
+      prompt: assets/prompts/plain.txt
+      settings: { marker: "", temperature: 0.0 }
   - model: better
     grpo:
       init: small
@@ -98,7 +100,11 @@ fn copy(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
         let target = to.join(path.file_name().unwrap());
-        if path.is_dir() { copy(&path, &target) } else { drop(fs::copy(&path, &target).unwrap()) }
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            fs::copy(&path, &target).unwrap();
+        }
     }
 }
 

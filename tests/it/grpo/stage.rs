@@ -16,7 +16,10 @@ use std::{
 /// A model that has learned a little, and documents to rephrase.
 async fn ready(home: &Path) -> Location {
     let location = prepared(home).await;
-    sft::run(&sft_config(&[("steps", json!(60))]), &context(&location, "small")).await.unwrap();
+    let plain = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/prompts/plain.txt");
+    let settings = json!({"temperature": 0.0, "marker": "", "chunk_chars": 300});
+    let config = sft_config(&[("steps", json!(60)), ("prompt", json!(plain)), ("settings", settings)]);
+    sft::run(&config, &context(&location, "small")).await.unwrap();
     let document = |i: usize| vec![some(&format!("d{i}")), some(&format!("Home | Login\nThe mill is by the river {i}."))];
     let mut rows: Vec<_> = (0..12).map(document).collect();
     rows[3][1] = None;
@@ -70,7 +73,7 @@ async fn a_model_and_two_tables() {
     assert_eq!(manifest.figures["steps"], 6.0);
     assert!(manifest.figures.contains_key("held_out_before/reward") && manifest.figures.contains_key("held_out/reward"));
     assert_ne!(read(home.path(), "better", "model.safetensors"), read(home.path(), "small", "model.safetensors"));
-    for carried in ["tokenizer.json", "tokenizer_config.json", "repro.json"] {
+    for carried in ["tokenizer.json", "tokenizer_config.json", "repro.json", "prompt.txt"] {
         assert_eq!(read(home.path(), "better", carried), read(home.path(), "small", carried));
     }
     transformers_agrees(&home.path().join("models/better"));
