@@ -13,8 +13,8 @@ mod scheduler;
 mod sequence;
 mod start;
 
-use crate::models::{config::DecoderConfig, decoder::Decoder, weights::Weights};
 pub use crate::models::device::DeviceSpec;
+use crate::models::{config::DecoderConfig, decoder::Decoder, weights::Weights};
 use std::{
     path::Path,
     sync::{
@@ -245,7 +245,9 @@ impl Engine {
         }
         let (reply, answer) = tokio::sync::oneshot::channel();
         self.shared.counters.waiting.fetch_add(1, Ordering::Relaxed);
-        self.queue.send(sequence::Message::Request(sequence::Waiting { request, stop, reply })).map_err(|_| self.shared.stopped())?;
+        self.queue
+            .send(sequence::Message::Request(sequence::Waiting { request, stop, reply }))
+            .map_err(|_| self.shared.stopped())?;
         answer.await.unwrap_or_else(|_| Err(self.shared.stopped()))
     }
 

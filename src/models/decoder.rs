@@ -82,7 +82,10 @@ impl Decoder {
     /// `kind` is the compute type: matmuls run in it, the parameters may be f32 masters. The residual stream stays in
     /// the type of the parameters, the norms compute in f32.
     pub fn hidden(&self, tokens: &Tensor, kind: Kind) -> Tensor {
-        let rows = Rows { config: &self.config, table: RopeTables::new(&self.config, tokens.size()[1], tokens.device(), kind) };
+        let rows = Rows {
+            config: &self.config,
+            table: RopeTables::new(&self.config, tokens.size()[1], tokens.device(), kind),
+        };
         let mut x = self.embed(tokens);
         for layer in 0..self.config.layers {
             x = self.block(&x, layer, kind, &rows);

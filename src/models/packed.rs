@@ -136,7 +136,10 @@ mod tests {
                 .iter()
                 .map(|(p, branches)| Tree { prompt: p.len(), branches: branches.iter().map(|b| b.len()).collect() })
                 .collect();
-            let flat: Vec<i64> = sequences.iter().flat_map(|(p, b)| p.iter().chain(b.concat().iter()).copied().collect::<Vec<_>>()).collect();
+            let flat: Vec<i64> = sequences
+                .iter()
+                .flat_map(|(p, b)| p.iter().chain(b.concat().iter()).copied().collect::<Vec<_>>())
+                .collect();
             let packed = Packed::new(&config, &trees, Device::Cpu, Kind::Float);
             let mut x = decoder.embed(&Tensor::from_slice(&flat));
             for layer in 0..config.layers {

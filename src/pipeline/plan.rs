@@ -362,7 +362,8 @@ impl Builder<'_> {
                 refs.iter().map(|(n, _)| n.clone()).collect::<BTreeSet<_>>().into_iter().collect()
             };
             let work = self.work(stage, scanned.as_ref(), external);
-            let uses_section = |stage: &StageSpec| matches!(&stage.config, Some(StageConfig::Grpo(c)) if c.rewards.is_none());
+            let uses_section =
+                |stage: &StageSpec| matches!(&stage.config, Some(StageConfig::Grpo(c)) if c.rewards.is_none());
             let rewarded = |s: &Scanned| s.scan.calls.iter().any(|call| call.function.name == repro_reward::NAME);
             stages.push(self.resolved(stage).zip(work).map(|(config, work)| Stage {
                 name: stage.name.value.clone(),

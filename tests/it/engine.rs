@@ -43,7 +43,15 @@ fn start(model: &str, slots: usize) -> Engine {
 }
 
 fn request(prompt: Vec<u32>, new: usize) -> Request {
-    Request { prefix: Arc::from([]), prompt, max_new_tokens: new, sampling: GREEDY, stop: Arc::from([]), seed: 0, format: None }
+    Request {
+        prefix: Arc::from([]),
+        prompt,
+        max_new_tokens: new,
+        sampling: GREEDY,
+        stop: Arc::from([]),
+        seed: 0,
+        format: None,
+    }
 }
 
 fn sampled(prompt: Vec<u32>, new: usize, seed: u64) -> Request {
@@ -375,7 +383,12 @@ async fn new_weights_in_place() {
             let engine = Engine::from_decoder(other, options(3, precision)).unwrap();
             let before = engine.generate(ask()).await.unwrap().tokens;
             assert_ne!(before, wanted, "{model}");
-            let queued: Vec<_> = (0..5).map(|_| { let (engine, ask) = (engine.clone(), ask()); tokio::spawn(async move { engine.generate(ask).await }) }).collect();
+            let queued: Vec<_> = (0..5)
+                .map(|_| {
+                    let (engine, ask) = (engine.clone(), ask());
+                    tokio::spawn(async move { engine.generate(ask).await })
+                })
+                .collect();
             while engine.stats().running + engine.stats().waiting + engine.stats().completed as usize == 1 {
                 tokio::task::yield_now().await;
             }

@@ -317,7 +317,8 @@ impl Job {
         let positions = self.config.max_prompt_length + self.config.max_completion_length;
         let engine = policy.engine(self.config.slots, self.config.threads, positions)?;
         tracing::debug!("{}: ready after {:.1} s", self.cx.output, begin.elapsed().as_secs_f64());
-        let mut hooks = StageHooks::new(&self.cx, &self.store, self.runtime.clone(), tables, reward.parts(), (&state, plan.steps));
+        let mut hooks =
+            StageHooks::new(&self.cx, &self.store, self.runtime.clone(), tables, reward.parts(), (&state, plan.steps));
         let mut actors = Actors { policy: &mut policy, engine: &engine, tokenizer, reward };
         run::run(&mut actors, &mut state, plan, &mut hooks)?;
         export::write_model(target, policy.config(), &policy.parameters, self.config.export, model_dir)?;

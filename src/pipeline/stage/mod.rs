@@ -60,12 +60,7 @@ impl StageConfig {
     /// then made again.
     pub fn code_version(&self) -> u32 {
         match self {
-            Self::Ingest(_)
-            | Self::Sql(_)
-            | Self::Sft(_)
-            | Self::Grpo(_)
-            | Self::Tokenizer(_)
-            | Self::Fasttext(_) => 1,
+            Self::Ingest(_) | Self::Sql(_) | Self::Sft(_) | Self::Grpo(_) | Self::Tokenizer(_) | Self::Fasttext(_) => 1,
         }
     }
     /// Tables that the settings name (those of a query are in its text).

@@ -197,7 +197,12 @@ mod tests {
     #[test]
     fn seeds_differ_by_everything() {
         let one = sample_seed(1, 2, "a", 3);
-        let others = [sample_seed(2, 2, "a", 3), sample_seed(1, 3, "a", 3), sample_seed(1, 2, "b", 3), sample_seed(1, 2, "a", 4)];
+        let others = [
+            sample_seed(2, 2, "a", 3),
+            sample_seed(1, 3, "a", 3),
+            sample_seed(1, 2, "b", 3),
+            sample_seed(1, 2, "a", 4),
+        ];
         assert!(!others.contains(&one));
         assert_eq!(one, sample_seed(1, 2, "a", 3));
     }

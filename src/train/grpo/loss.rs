@@ -150,7 +150,13 @@ pub struct Pass {
 ///
 /// With p = softmax(z), z = hidden @ weight^T / T, g = w dL/dlog π:
 ///   d / d (hidden @ weight^T) = g (onehot - p) / T
-pub fn pass(hidden: &Tensor, weight: &Tensor, tokens: &Tokens, objective: &Objective, weight_grad: &mut Tensor) -> Pass {
+pub fn pass(
+    hidden: &Tensor,
+    weight: &Tensor,
+    tokens: &Tokens,
+    objective: &Objective,
+    weight_grad: &mut Tensor,
+) -> Pass {
     let _guard = tch::no_grad_guard();
     let mut loss = Tensor::zeros([], (Kind::Double, hidden.device()));
     let mut columns: [Vec<Tensor>; 5] = Default::default();
@@ -167,7 +173,9 @@ pub fn pass(hidden: &Tensor, weight: &Tensor, tokens: &Tokens, objective: &Objec
         let _ = d_logits.scatter_add_(1, &part.targets.unsqueeze(1), &g);
         let d_logits = d_logits.to_kind(hidden.kind());
         *weight_grad += d_logits.tr().matmul(&rows);
-        for (column, value) in columns.iter_mut().zip([log_p, terms.kl, terms.clipped, entropy, d_logits.matmul(weight)]) {
+        for (column, value) in
+            columns.iter_mut().zip([log_p, terms.kl, terms.clipped, entropy, d_logits.matmul(weight)])
+        {
             column.push(value);
         }
     }

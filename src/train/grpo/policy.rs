@@ -249,7 +249,13 @@ impl Policy {
     }
 
     /// One pass: its loss, and its gradient added to `grad` [N] f32.
-    fn forward_backward(&mut self, micro: &Micro, tokens: &Tokens, options: &UpdateOptions, grad: &Tensor) -> loss::Pass {
+    fn forward_backward(
+        &mut self,
+        micro: &Micro,
+        tokens: &Tokens,
+        options: &UpdateOptions,
+        grad: &Tensor,
+    ) -> loss::Pass {
         let device = self.parameters.master.device();
         let packed = Packed::new(&self.decoder.config, &micro.trees, device, self.kind);
         let embedded = self.decoder.embed(&Tensor::from_slice(&micro.inputs).to_device(device));
@@ -346,9 +352,8 @@ fn note(reports: &mut [ExampleReport], micro: &Micro, pass: &loss::Pass, (iterat
     let (kl, clipped, entropy) = (floats(&pass.kl), floats(&pass.clipped), floats(&pass.entropy));
     let mut start = 0;
     for &(index, tokens) in &micro.examples {
-        let mean = |values: &[f32]| {
-            values[start..start + tokens].iter().map(|&v| f64::from(v)).sum::<f64>() / tokens as f64
-        };
+        let mean =
+            |values: &[f32]| values[start..start + tokens].iter().map(|&v| f64::from(v)).sum::<f64>() / tokens as f64;
         reports[index].clipped += mean(&clipped) / iterations as f64;
         if iteration == 0 {
             (reports[index].kl, reports[index].entropy) = (mean(&kl), mean(&entropy));

@@ -146,12 +146,7 @@ fn due(step: u64, every: u64) -> bool {
 }
 
 /// One step, up to the new weights in the engine.
-fn step(
-    actors: &mut Actors<'_>,
-    state: &mut State,
-    plan: &Plan,
-    hooks: &mut dyn Hooks,
-) -> anyhow::Result<Vec<Metric>> {
+fn step(actors: &mut Actors<'_>, state: &mut State, plan: &Plan, hooks: &mut dyn Hooks) -> anyhow::Result<Vec<Metric>> {
     let chosen = prompts_of_step(plan.prompts.len(), plan.prompts_per_step, plan.seed, state.step);
     let prompts: Vec<&Prompt> = chosen.iter().map(|&i| &plan.prompts[i]).collect();
     let begin = Instant::now();
@@ -182,7 +177,13 @@ fn step(
     state.collapsed = if collapsed(&rollouts) { state.collapsed + 1 } else { 0 };
     let all = begin.elapsed().as_secs_f64();
     let tokens_per_second = rollouts.iter().map(|r| r.tokens.len()).sum::<usize>() as f64 / all.max(1e-9);
-    let seconds = [("tokens_per_second", tokens_per_second), ("step_seconds", all), ("rollout_seconds", drawn), ("reward_seconds", scored), ("update_seconds", update.seconds)];
+    let seconds = [
+        ("tokens_per_second", tokens_per_second),
+        ("step_seconds", all),
+        ("rollout_seconds", drawn),
+        ("reward_seconds", scored),
+        ("update_seconds", update.seconds),
+    ];
     let groups_flat = flat as f64 / prompts.len() as f64;
     Ok(figures(actors.reward.parts(), &rollouts, &update, with_reference, rate)
         .into_iter()
@@ -281,7 +282,9 @@ fn mean_of(rollouts: &[Rollout], value: impl Fn(&Rollout) -> Option<f64>) -> f64
 fn rewards(parts: &[Part], rollouts: &[Rollout]) -> Vec<Metric> {
     let part = |i: usize| move |r: &Rollout| r.scored.values[i].filter(|v| v.is_finite());
     let mut metrics = vec![metric("reward", mean_of(rollouts, |r| r.total))];
-    metrics.extend(parts.iter().enumerate().map(|(i, p)| metric(&format!("reward/{}", p.name), mean_of(rollouts, part(i)))));
+    metrics.extend(
+        parts.iter().enumerate().map(|(i, p)| metric(&format!("reward/{}", p.name), mean_of(rollouts, part(i)))),
+    );
     metrics
 }
 

@@ -59,7 +59,11 @@ fn policy(beta: f64) -> Policy {
 
 fn prompts(n: usize) -> Vec<Prompt> {
     (0..n)
-        .map(|i| Prompt { id: format!("p{i}"), tokens: vec![3, 40 + i as u32, 60, 4], text: format!("text {i}").into() })
+        .map(|i| Prompt {
+            id: format!("p{i}"),
+            tokens: vec![3, 40 + i as u32, 60, 4],
+            text: format!("text {i}").into(),
+        })
         .collect()
 }
 
@@ -147,12 +151,16 @@ impl Hooks for Record {
         self.stop_at == Some(self.step)
     }
     fn rollouts(&mut self, rows: &Rows<'_>) -> anyhow::Result<()> {
-        let batch = table::rollout_batch(&[Part { name: "fake".to_owned(), weight: 2.0 }], rows.step, rows.split, &rows.rows)?;
+        let batch =
+            table::rollout_batch(&[Part { name: "fake".to_owned(), weight: 2.0 }], rows.step, rows.split, &rows.rows)?;
         assert_eq!(batch.num_rows(), if rows.split == Split::Train { 16 } else { 3 });
         for row in &rows.rows {
             let r = row.rollout;
             let advantage = row.advantage.map(f64::to_bits);
-            self.rows.push(format!("{} {:?} {} {} {:?} {advantage:?}", rows.step, rows.split, r.prompt_id, r.sample, r.tokens));
+            self.rows.push(format!(
+                "{} {:?} {} {} {:?} {advantage:?}",
+                rows.step, rows.split, r.prompt_id, r.sample, r.tokens
+            ));
         }
         Ok(())
     }
@@ -171,7 +179,13 @@ fn engine(policy: &Policy) -> Engine {
     policy.engine(8, 1, 64).unwrap()
 }
 
-fn go(policy: &mut Policy, state: &mut State, plan: &Plan, reward: &dyn Reward, hooks: &mut Record) -> anyhow::Result<()> {
+fn go(
+    policy: &mut Policy,
+    state: &mut State,
+    plan: &Plan,
+    reward: &dyn Reward,
+    hooks: &mut Record,
+) -> anyhow::Result<()> {
     let engine = engine(policy);
     let tokenizer = tokenizer();
     run(&mut Actors { policy, engine: &engine, tokenizer: &tokenizer, reward }, state, plan, hooks)
@@ -247,7 +261,10 @@ fn rewards_that_are_missing_or_not_numbers_take_no_part() {
     let mut policy = policy(0.01);
     go(&mut policy, &mut State::default(), &plan(3), &some, &mut hooks).unwrap();
     let missing = hooks.rows.iter().filter(|row| row.contains("Train") && row.ends_with("None")).count();
-    assert_eq!(missing, hooks.values("reward_missing").iter().map(|share| (share * 16.0).round() as usize).sum::<usize>());
+    assert_eq!(
+        missing,
+        hooks.values("reward_missing").iter().map(|share| (share * 16.0).round() as usize).sum::<usize>()
+    );
     assert!(missing >= 30, "{missing}");
     assert!(masters(&policy).iter().all(|bits| f32::from_bits(*bits).is_finite()));
     let none = Of::new(|_: &Sample<'_>| None);

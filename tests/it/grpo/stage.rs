@@ -20,7 +20,8 @@ async fn ready(home: &Path) -> Location {
     let settings = json!({"temperature": 0.0, "marker": "", "chunk_chars": 300});
     let config = sft_config(&[("steps", json!(60)), ("prompt", json!(plain)), ("settings", settings)]);
     sft::run(&config, &context(&location, "small")).await.unwrap();
-    let document = |i: usize| vec![some(&format!("d{i}")), some(&format!("Home | Login\nThe mill is by the river {i}."))];
+    let document =
+        |i: usize| vec![some(&format!("d{i}")), some(&format!("Home | Login\nThe mill is by the river {i}."))];
     let mut rows: Vec<_> = (0..12).map(document).collect();
     rows[3][1] = None;
     rows[4][1] = some(" \n");
@@ -71,7 +72,9 @@ async fn a_model_and_two_tables() {
     // NULL, white space, too long
     assert_eq!(manifest.rows, Rows { input: 12, kept: 9, dropped: 3, ..Rows::default() });
     assert_eq!(manifest.figures["steps"], 6.0);
-    assert!(manifest.figures.contains_key("held_out_before/reward") && manifest.figures.contains_key("held_out/reward"));
+    assert!(
+        manifest.figures.contains_key("held_out_before/reward") && manifest.figures.contains_key("held_out/reward")
+    );
     assert_ne!(read(home.path(), "better", "model.safetensors"), read(home.path(), "small", "model.safetensors"));
     for carried in ["tokenizer.json", "tokenizer_config.json", "repro.json", "prompt.txt"] {
         assert_eq!(read(home.path(), "better", carried), read(home.path(), "small", carried));
@@ -107,7 +110,8 @@ async fn a_model_and_two_tables() {
 async fn a_cancelled_run_continues_to_the_same_weights_and_rollouts() {
     let home = tempfile::tempdir().unwrap();
     let location = ready(home.path()).await;
-    let config = config(&[("beta", json!(0.0)), ("num_iterations", json!(2)), ("mask_truncated_completions", json!(true))]);
+    let config =
+        config(&[("beta", json!(0.0)), ("num_iterations", json!(2)), ("mask_truncated_completions", json!(true))]);
     grpo::run(&config, &context(&location, "whole")).await.unwrap();
     for at in [1, 3] {
         let mut cx = context(&location, "stopped");

@@ -115,17 +115,16 @@ fn loss_batches(config: &Config) -> usize {
 }
 
 pub(super) fn adamw(config: &Config) -> AdamWOptions {
-    AdamWOptions {
-        beta1: config.adam_beta1,
-        beta2: config.adam_beta2,
-        eps: 1e-8,
-        weight_decay: config.weight_decay,
-    }
+    AdamWOptions { beta1: config.adam_beta1, beta2: config.adam_beta2, eps: 1e-8, weight_decay: config.weight_decay }
 }
 
 pub(super) async fn prepare(config: &Config, cx: &StageContext) -> anyhow::Result<Prepared> {
     let compute = Compute::resolve(&config.device, config.precision)?;
-    ensure!(compute.is_cpu(), "device {}: the engine of this version generates on the CPU; use device: cpu", config.device);
+    ensure!(
+        compute.is_cpu(),
+        "device {}: the engine of this version generates on the CPU; use device: cpu",
+        config.device
+    );
     let model_dir = artifact::model_directory(cx, &config.init).await?;
     let model = DecoderConfig::from_dir(&model_dir)?;
     let room = config.max_prompt_length + config.max_completion_length;
@@ -248,7 +247,10 @@ impl Reader {
         .await
         .with_context(|| format!("table `{table}`"))?;
         if long > 0 {
-            tracing::warn!("{}: {long} of {input} documents of `{table}` are longer than max_prompt_length and left out", cx.output);
+            tracing::warn!(
+                "{}: {long} of {input} documents of `{table}` are longer than max_prompt_length and left out",
+                cx.output
+            );
         }
         ensure!(
             !prompts.is_empty(),

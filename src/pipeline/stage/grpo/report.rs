@@ -37,7 +37,9 @@ impl Tables {
             if !continues {
                 TableCommit::remove(&cx.location, &name).await?;
             }
-            opened.push(TableCommit::begin(&cx.location, &name, &cx.key).await.with_context(|| format!("table `{name}`"))?);
+            opened.push(
+                TableCommit::begin(&cx.location, &name, &cx.key).await.with_context(|| format!("table `{name}`"))?,
+            );
         }
         let (Some(metrics), Some(rollouts)) = (opened.pop(), opened.pop()) else {
             unreachable!("two tables were opened")
