@@ -261,7 +261,7 @@ impl Engine {
         {
             return Err(RequestError::NoChoice);
         }
-        let of_format = format.iter().flat_map(|FormatStep::Forced(ids)| FormatStep::OneOf(ids) | ids.iter());
+        let of_format = format.iter().flat_map(|(FormatStep::Forced(ids) | FormatStep::OneOf(ids))| ids.iter());
         match request.prefix.iter().chain(&request.prompt).chain(of_format).find(|&&id| id as usize >= vocab) {
             Some(&id) => Err(RequestError::TokenOutOfRange { id, vocab }),
             None => Ok(()),

@@ -7,7 +7,7 @@
 mod http;
 
 use super::{
-    lm::{Answer, Draw, Template},
+    lm::{Answer, Draw},
     models::LmSettings,
     speaker::{Form, Unframed, chatml_text, template},
 };
@@ -190,7 +190,8 @@ impl Endpoint {
         let prompt = match form {
             Form::Tokens(template) => {
                 let (prefix, rest, truncated) = template.request(text, self.settings.max_prompt_tokens)?;
-                return Ok((json!({ "prompt": [&prefix[..], &rest].concat() }), truncated));
+                let ids = [&prefix[..], &rest].concat();
+                return Ok((json!({ "prompt": ids }), truncated));
             }
             Form::Text(prompt) => prompt,
         };
