@@ -218,8 +218,7 @@ fn read(reply: &Value, api: Api) -> Result<Answer, String> {
         Api::Completions => &choice["text"],
     };
     let Some(text) = text.as_str() else {
-        let shown: String = reply.to_string().chars().take(200).collect();
-        return Err(format!("the reply holds no text: {shown}"));
+        return Err(format!("the reply holds no text: {reply}"));
     };
     let tokens = |name: &str| reply["usage"][name].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
     let finish = if choice["finish_reason"] == "length" { FinishReason::Length } else { FinishReason::Stop };

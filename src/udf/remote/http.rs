@@ -194,12 +194,16 @@ impl Client {
         let reply = self.body(response).await?;
         if !status.is_success() {
             let passing = status.is_server_error() || matches!(status.as_u16(), 408 | 429);
-            let message = format!("{} answers {status}: {}", self.url, says(&reply));
+            let message = format!("{} answers {status}: {}", self.url, says(&self.shown(&reply)));
             return Err(Trouble { message, passing, wait });
         }
         let json = serde_json::from_slice(&reply).map_err(|_| Trouble::passing(self.no_json(&reply)))?;
         // The same request would get the same reply.
-        read(&json).map_err(|fault| Trouble { message: format!("{}: {fault}", self.url), passing: false, wait: None })
+        read(&json).map_err(|fault| Trouble {
+            message: format!("{}: {}", self.url, self.hidden(&fault).chars().take(300).collect::<String>()),
+            passing: false,
+            wait: None,
+        })
     }
 
     async fn body(&self, mut response: reqwest::Response) -> Result<Vec<u8>, Trouble> {
@@ -232,13 +236,18 @@ impl Client {
     }
 
     fn no_json(&self, reply: &[u8]) -> String {
-        let start = begin(reply);
+        let start = begin(&self.shown(reply));
         let html = start.trim_start().to_lowercase();
         let kind = match html.starts_with("<!doctype") || html.starts_with("<html") {
             true => "a web page; is `base_url` right, with its /v1?",
             false => "something that is not JSON",
         };
         format!("{} answers with {kind}: {start:?}", self.url)
+    }
+
+    /// A reply as text without the key; to be cut only then, or a part of the key would be left.
+    fn shown(&self, reply: &[u8]) -> String {
+        self.hidden(&String::from_utf8_lossy(reply))
     }
 
     /// A message without the key.
@@ -260,8 +269,8 @@ fn asked(value: &str) -> Option<Duration> {
 }
 
 /// What an error reply says: the message of OpenAI's form, else its beginning.
-fn says(reply: &[u8]) -> String {
-    let json: Option<Value> = serde_json::from_slice(reply).ok();
+fn says(reply: &str) -> String {
+    let json: Option<Value> = serde_json::from_str(reply).ok();
     let message = json.as_ref().and_then(|json| {
         let error = &json["error"];
         error["message"].as_str().or(error.as_str()).or(json["message"].as_str()).or(json["detail"].as_str())
@@ -269,8 +278,8 @@ fn says(reply: &[u8]) -> String {
     message.map_or_else(|| begin(reply), |message| message.chars().take(300).collect())
 }
 
-fn begin(reply: &[u8]) -> String {
-    String::from_utf8_lossy(&reply[..reply.len().min(400)]).chars().take(100).collect()
+fn begin(reply: &str) -> String {
+    reply.chars().take(100).collect()
 }
 
 #[cfg(test)]
