@@ -68,7 +68,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn shape(hidden: usize, layers: usize, ffn: usize, vocab: usize) -> DecoderConfig {
+pub fn shape(hidden: usize, layers: usize, ffn: usize, vocab: usize) -> DecoderConfig {
     DecoderConfig {
         arch: Arch::Qwen3,
         vocab_size: vocab,

@@ -13,8 +13,8 @@ mod scheduler;
 mod sequence;
 mod start;
 
-use crate::models::config::DecoderConfig;
 pub use crate::models::device::DeviceSpec;
+use crate::models::{config::DecoderConfig, decoder::Decoder, weights::Weights};
 use std::{
     path::Path,
     sync::{
@@ -165,7 +165,7 @@ pub struct EngineStats {
 /// A handle to a running engine; clones share it. The thread ends when the last handle is dropped.
 #[derive(Debug, Clone)]
 pub struct Engine {
-    queue: mpsc::Sender<sequence::Waiting>,
+    queue: mpsc::Sender<sequence::Message>,
     shared: Arc<Shared>,
 }
 
@@ -202,7 +202,7 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::start`].
-    pub fn from_decoder(decoder: crate::models::decoder::Decoder, options: EngineOptions) -> anyhow::Result<Self> {
+    pub fn from_decoder(decoder: Decoder, options: EngineOptions) -> anyhow::Result<Self> {
         start::from_decoder(decoder, &options)
     }
 
@@ -210,7 +210,32 @@ impl Engine {
     ///
     /// # Errors
     /// The request cannot be served, see [`RequestError`]; other requests are not affected unless the engine stopped.
-    pub async fn generate(&self, mut request: Request) -> Result<Completion, RequestError> {
+    pub async fn generate(&self, request: Request) -> Result<Completion, RequestError> {
+        self.submit(request, sequence::StopToken::Dropped).await
+    }
+
+    /// As [`Engine::generate`], but the stop token stays at the end of the result: a trainer learns from it too.
+    ///
+    /// # Errors
+    /// As [`Engine::generate`].
+    pub async fn rollout(&self, request: Request) -> Result<Completion, RequestError> {
+        self.submit(request, sequence::StopToken::Kept).await
+    }
+
+    /// Takes new parameters of the same model, in place: no second copy of the model, nothing read from disk. Requests queued
+    /// before are answered with the old parameters, those after with the new; what was cached of prompts is dropped. Blocks
+    /// until done, so not for async code.
+    ///
+    /// # Errors
+    /// A parameter is missing or of another shape (the engine then goes on with the old ones); the engine stopped.
+    pub fn set_weights(&self, weights: Weights) -> anyhow::Result<()> {
+        let decoder = Decoder::new(self.shared.config.clone(), weights)?;
+        let (done, answer) = mpsc::channel();
+        self.queue.send(sequence::Message::Weights(decoder.weights, done)).map_err(|_| self.shared.stopped())?;
+        answer.recv().unwrap_or_else(|_| Err(self.shared.stopped().into()))
+    }
+
+    async fn submit(&self, mut request: Request, stop: sequence::StopToken) -> Result<Completion, RequestError> {
         if let Some(format) = &request.format {
             request.max_new_tokens = format_tokens(format);
         }
@@ -220,7 +245,9 @@ impl Engine {
         }
         let (reply, answer) = tokio::sync::oneshot::channel();
         self.shared.counters.waiting.fetch_add(1, Ordering::Relaxed);
-        self.queue.send(sequence::Waiting { request, reply }).map_err(|_| self.shared.stopped())?;
+        self.queue
+            .send(sequence::Message::Request(sequence::Waiting { request, stop, reply }))
+            .map_err(|_| self.shared.stopped())?;
         answer.await.unwrap_or_else(|_| Err(self.shared.stopped()))
     }
 

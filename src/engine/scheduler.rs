@@ -7,7 +7,7 @@ use super::{
     cpu::isa::Isa,
     pages::{PAGE, Pages, Prefixes, pages_for},
     sampling::{NotANumber, Sampler},
-    sequence::{Role, Sequence, Waiting},
+    sequence::{Message, Role, Sequence, Waiting},
 };
 use rayon::prelude::*;
 use std::{
@@ -22,7 +22,7 @@ pub fn run(
     backend: Box<dyn Backend>,
     slots: usize,
     pool: Arc<rayon::ThreadPool>,
-    requests: mpsc::Receiver<Waiting>,
+    messages: mpsc::Receiver<Message>,
     shared: &Shared,
 ) {
     let pages = Pages::new(backend.pages());
@@ -32,11 +32,12 @@ pub fn run(
         pool,
         pages,
         prefixes: Prefixes::default(),
+        inbox: VecDeque::new(),
         waiting: VecDeque::new(),
         running: Vec::new(),
         shared,
     };
-    let ended = catch_unwind(AssertUnwindSafe(|| scheduler.serve(&requests)));
+    let ended = catch_unwind(AssertUnwindSafe(|| scheduler.serve(&messages)));
     let reason = match ended {
         Ok(Ok(())) => "all its handles were dropped".to_owned(),
         Ok(Err(error)) => format!("{error:#}"),
@@ -57,22 +58,25 @@ struct Scheduler<'a> {
     pool: Arc<rayon::ThreadPool>,
     pages: Pages,
     prefixes: Prefixes,
+    /// Messages behind new parameters that wait for the running sequences to end.
+    inbox: VecDeque<Message>,
     waiting: VecDeque<Waiting>,
     running: Vec<Sequence>,
     shared: &'a Shared,
 }
 
 impl Scheduler<'_> {
-    fn serve(&mut self, requests: &mpsc::Receiver<Waiting>) -> anyhow::Result<()> {
+    fn serve(&mut self, messages: &mpsc::Receiver<Message>) -> anyhow::Result<()> {
         loop {
-            if self.running.is_empty() && self.waiting.is_empty() {
+            if self.idle() && self.inbox.is_empty() {
                 self.publish();
-                match requests.recv() {
-                    Ok(request) => self.waiting.push_back(request),
+                match messages.recv() {
+                    Ok(message) => self.inbox.push_back(message),
                     Err(mpsc::RecvError) => return Ok(()),
                 }
             }
-            self.waiting.extend(requests.try_iter());
+            self.inbox.extend(messages.try_iter());
+            self.receive()?;
             self.drop_cancelled();
             self.admit()?;
             self.publish();
@@ -80,6 +84,30 @@ impl Scheduler<'_> {
                 self.step()?;
             }
         }
+    }
+
+    fn idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Takes messages in order; new parameters wait until everything before them is answered.
+    fn receive(&mut self) -> anyhow::Result<()> {
+        while let Some(message) = self.inbox.pop_front() {
+            match message {
+                Message::Request(request) => self.waiting.push_back(request),
+                Message::Weights(weights, done) if self.idle() => {
+                    self.prefixes.clear(&mut self.pages);
+                    self.backend.set_weights(weights)?;
+                    // Nobody listening any more changes nothing.
+                    let _ = done.send(Ok(()));
+                }
+                blocked @ Message::Weights(..) => {
+                    self.inbox.push_front(blocked);
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
     }
 
     fn publish(&self) {

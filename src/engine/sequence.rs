@@ -1,18 +1,38 @@
 //! One sequence on its way: tokens, how many of them are in the cache, its pages, its random stream.
 
 use super::{Completion, FinishReason, FormatStep, Request, RequestError};
+use crate::models::weights::Weights;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use tokio::sync::oneshot;
 
 /// Where the result goes.
 pub type Reply = oneshot::Sender<Result<Completion, RequestError>>;
 
+/// What handles send to the device thread.
+pub enum Message {
+    /// A sequence to generate.
+    Request(Waiting),
+    /// New parameters, and where to say that they are in place.
+    Weights(Weights, mpsc::Sender<anyhow::Result<()>>),
+}
+
+/// Whether a drawn stop token is part of the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopToken {
+    /// It is not.
+    Dropped,
+    /// It is the last token.
+    Kept,
+}
+
 /// A request that waits.
 pub struct Waiting {
     /// What was asked.
     pub request: Request,
+    /// What becomes of its stop token.
+    pub stop: StopToken,
     /// Who asked.
     pub reply: Reply,
 }
@@ -39,6 +59,8 @@ pub enum Role {
     Request {
         /// What was asked.
         request: Request,
+        /// What becomes of its stop token.
+        stop: StopToken,
         /// Who asked.
         reply: Reply,
         /// The request's own random stream.
@@ -55,11 +77,11 @@ pub enum Role {
 impl Sequence {
     /// A request's sequence; `cached` positions are already in `pages`, of which the first `shared` are the prefix's.
     pub fn new(waiting: Waiting, pages: Vec<u32>, shared: usize, cached: usize, prefix: Option<Arc<[u32]>>) -> Self {
-        let Waiting { request, reply } = waiting;
+        let Waiting { request, stop, reply } = waiting;
         let tokens: Vec<u32> = request.prefix.iter().chain(&request.prompt).copied().collect();
         let rng = Box::new(ChaCha8Rng::seed_from_u64(request.seed));
         let prompt = tokens.len();
-        let role = Role::Request { request, reply, rng, prefix, steps: 0 };
+        let role = Role::Request { request, stop, reply, rng, prefix, steps: 0 };
         let mut sequence = Self { tokens, prompt, cached, pages, shared, role };
         sequence.force();
         sequence
@@ -94,10 +116,11 @@ impl Sequence {
         }
     }
 
-    /// Appends the token that was drawn and what must follow it; says why the sequence ends, if it does. A stop token is not appended.
+    /// Appends the token that was drawn and what must follow it; says why the sequence ends, if it does. A stop token is only appended
+    /// where it was asked for.
     pub fn accept(&mut self, token: u32) -> Option<FinishReason> {
         let generated = self.generated();
-        let Role::Request { request, steps, .. } = &mut self.role else { return None };
+        let Role::Request { request, stop, steps, .. } = &mut self.role else { return None };
         if let Some(format) = &request.format {
             let length = format.len();
             self.tokens.push(token);
@@ -105,6 +128,9 @@ impl Sequence {
             return (self.force() == length).then_some(FinishReason::Stop);
         }
         if request.stop.contains(&token) {
+            if *stop == StopToken::Kept {
+                self.tokens.push(token);
+            }
             return Some(FinishReason::Stop);
         }
         let last = generated + 1 >= request.max_new_tokens;

@@ -8,7 +8,7 @@ use super::{
     spec::{Located, Spec, StageSpec, Yields},
     sqlscan::{self, Scan},
     stage::{
-        StageConfig, fasttext,
+        StageConfig, fasttext, grpo,
         ingest::{self, Paths, SourceSpec},
         sft,
         sql::{self, InputTable, Query},
@@ -93,6 +93,8 @@ pub enum Work {
     Sql(Query),
     /// Fine-tunes a decoder on pairs.
     Sft(Box<sft::Config>),
+    /// Trains a rephraser by reinforcement.
+    Grpo(Box<grpo::Config>),
     /// Trains a tokenizer.
     Tokenizer(tokenizer::Config),
     /// Trains a fastText classifier.
@@ -210,7 +212,10 @@ impl Builder<'_> {
     }
 
     fn maker(&self, name: &str, yields: Yields) -> Option<usize> {
-        self.spec.stages.iter().position(|s| s.name.value == name && s.yields == yields)
+        self.spec.stages.iter().position(|s| {
+            let side = || s.config.as_ref().is_some_and(|c| c.side_tables(&s.name.value).iter().any(|t| t == name));
+            s.name.value == name && s.yields == yields || yields == Yields::Table && side()
+        })
     }
 
     /// Where the model of a stage will be; a fastText classifier is a file in its directory.
@@ -367,6 +372,8 @@ impl Builder<'_> {
                 refs.iter().map(|(n, _)| n.clone()).collect::<BTreeSet<_>>().into_iter().collect()
             };
             let work = self.work(stage, scanned.as_ref(), external);
+            let uses_section =
+                |stage: &StageSpec| matches!(&stage.config, Some(StageConfig::Grpo(c)) if c.rewards.is_none());
             let rewarded = |s: &Scanned| s.scan.calls.iter().any(|call| call.function.name == repro_reward::NAME);
             stages.push(self.resolved(stage).zip(work).map(|(config, work)| Stage {
                 name: stage.name.value.clone(),
@@ -376,7 +383,7 @@ impl Builder<'_> {
                 tables: names(&tables),
                 models: names(&used),
                 params: bound,
-                rewards: scanned.as_ref().is_some_and(rewarded).then(|| spec.rewards.clone()),
+                rewards: (scanned.as_ref().is_some_and(rewarded) || uses_section(stage)).then(|| spec.rewards.clone()),
                 needs,
             }));
         }
@@ -392,6 +399,10 @@ impl Builder<'_> {
             config.iter().flat_map(|c| c.tables()).map(|name| (name.to_owned(), at(name))).collect();
         let named = config.iter().flat_map(|c| c.models()).filter(|name| !self.is_model_path(name));
         let mut models: Vec<_> = named.map(|name| (name.to_owned(), at(name))).collect();
+        if let Some(StageConfig::Grpo(grpo)) = config {
+            let rewards = grpo.rewards.as_ref().unwrap_or(&self.spec.rewards);
+            models.extend(self.models_of(rewards).map(|name| (name, stage.node.at.clone())));
+        }
         let arguments = model_arguments();
         if let Some(Scanned { scan, place, .. }) = scanned {
             tables.extend(scan.tables.iter().map(|t| (t.name.clone(), place(t.line, t.column))));
@@ -424,6 +435,12 @@ impl Builder<'_> {
     /// Whether an entry or a stage gives the model.
     fn has_model(&self, name: &str) -> bool {
         self.spec.models.contains_key(name) || self.maker(name, Yields::Model).is_some()
+    }
+
+    /// The models of a reward; one that its part can do without only if it is there.
+    fn models_of(&self, rewards: &RewardConfig) -> impl Iterator<Item = String> {
+        let there = |name: &str| self.spec.models.contains_key(name) || self.maker(name, Yields::Model).is_some();
+        rewards.models().into_iter().filter(move |model| !model.optional || there(&model.name)).map(|model| model.name)
     }
 
     /// A trainer's model that no entry and no stage gives, and that looks like a path.
@@ -514,6 +531,7 @@ impl Builder<'_> {
             }
             StageConfig::Sql(config) => Work::Sql(self.query(scanned?, &config, external)),
             StageConfig::Sft(config) => Work::Sft(config),
+            StageConfig::Grpo(config) => Work::Grpo(config),
             StageConfig::Tokenizer(config) => Work::Tokenizer(config),
             StageConfig::Fasttext(config) => Work::Fasttext(config),
         })

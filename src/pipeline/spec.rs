@@ -3,7 +3,7 @@
 
 use super::{
     stage::{
-        StageConfig, fasttext,
+        StageConfig, fasttext, grpo,
         ingest::{self, SourceSpec},
         sft, sql, tokenizer,
     },
@@ -88,7 +88,7 @@ const TOP: &[&str] = &["name", "location", "seed", "params", "models", "rewards"
 /// Names of params that would be taken for something else.
 const RESERVED_PARAMS: &[&str] = TOP;
 const TABLE_KINDS: &[&str] = &["ingest", "sql"];
-const MODEL_KINDS: &[&str] = &["sft", "tokenizer", "fasttext"];
+const MODEL_KINDS: &[&str] = &["sft", "grpo", "tokenizer", "fasttext"];
 /// Directories beside the tables.
 const RESERVED_TABLES: &[&str] = &["failed", "models"];
 
@@ -497,6 +497,7 @@ fn config_of(entry: &Entry, problems: &mut Problems) -> Option<StageConfig> {
             sql_config(&node, problems).map(StageConfig::Sql)
         }
         "sft" => decode::<sft::Config>(&node, problems).map(|config| StageConfig::Sft(Box::new(config))),
+        "grpo" => decode::<grpo::Config>(&node, problems).map(|config| StageConfig::Grpo(Box::new(config))),
         "tokenizer" => decode::<tokenizer::Config>(&node, problems).map(StageConfig::Tokenizer),
         _ => decode::<fasttext::Config>(&node, problems).map(StageConfig::Fasttext),
     }

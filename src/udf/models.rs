@@ -365,7 +365,7 @@ async fn load_language_model(spec: &CausalLmSpec, hash: String) -> Result<Langua
     let dir = hub::resolve(&spec.path).await?;
     let spec = spec.clone();
     blocking(move || {
-        let (given, prompt) = with_recommended(&dir, &spec)?;
+        let (given, prompt) = recommended(&dir, &spec)?;
         let pair = pair_prompt(&spec)?;
         let tokenizer = Tokenizer::from_dir(&dir)?;
         let chat = ChatTemplate::from_dir(&dir)?;
@@ -416,9 +416,12 @@ fn pair_prompt(spec: &CausalLmSpec) -> Result<Option<PairPrompt>> {
 }
 
 /// The settings, with those that the model's makers recommend in `repro.json` where none are given; and the prompt.
-fn with_recommended(dir: &Path, spec: &CausalLmSpec) -> Result<(CausalLmSpec, Prompt)> {
+///
+/// # Errors
+/// `repro.json` or the prompt cannot be read.
+pub fn recommended(dir: &Path, spec: &CausalLmSpec) -> Result<(CausalLmSpec, Prompt)> {
     let path = dir.join("repro.json");
-    let recommended = if path.exists() {
+    let makers = if path.exists() {
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         let mut json: serde_json::Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
         if let Some(object) = json.as_object_mut() {
@@ -429,7 +432,7 @@ fn with_recommended(dir: &Path, spec: &CausalLmSpec) -> Result<(CausalLmSpec, Pr
         CausalLmSpec::default()
     };
     let beside = |name: &Path| dir.join(name);
-    let file = spec.prompt.clone().or_else(|| recommended.prompt.as_deref().map(beside)).or_else(|| {
+    let file = spec.prompt.clone().or_else(|| makers.prompt.as_deref().map(beside)).or_else(|| {
         let own = dir.join("prompt.txt");
         own.exists().then_some(own)
     });
@@ -441,17 +444,17 @@ fn with_recommended(dir: &Path, spec: &CausalLmSpec) -> Result<(CausalLmSpec, Pr
     let merged = CausalLmSpec {
         path: own.path,
         prompt: own.prompt,
-        temperature: own.temperature.or(recommended.temperature),
-        top_p: own.top_p.or(recommended.top_p),
-        top_k: own.top_k.or(recommended.top_k),
-        max_new_tokens: own.max_new_tokens.or(recommended.max_new_tokens),
-        max_prompt_tokens: own.max_prompt_tokens.or(recommended.max_prompt_tokens),
-        chunk_chars: own.chunk_chars.or(recommended.chunk_chars),
-        chunk_boundary: own.chunk_boundary.or(recommended.chunk_boundary),
-        marker: own.marker.or(recommended.marker),
-        slots: own.slots.or(recommended.slots),
-        device: own.device.or(recommended.device),
-        precision: own.precision.or(recommended.precision),
+        temperature: own.temperature.or(makers.temperature),
+        top_p: own.top_p.or(makers.top_p),
+        top_k: own.top_k.or(makers.top_k),
+        max_new_tokens: own.max_new_tokens.or(makers.max_new_tokens),
+        max_prompt_tokens: own.max_prompt_tokens.or(makers.max_prompt_tokens),
+        chunk_chars: own.chunk_chars.or(makers.chunk_chars),
+        chunk_boundary: own.chunk_boundary.or(makers.chunk_boundary),
+        marker: own.marker.or(makers.marker),
+        slots: own.slots.or(makers.slots),
+        device: own.device.or(makers.device),
+        precision: own.precision.or(makers.precision),
     };
     Ok((merged, prompt))
 }
@@ -503,7 +506,7 @@ fn precision(text: Option<&str>) -> Result<Precision> {
 /// Files of a model directory that decide what the model answers.
 fn hash_language_model(dir: &Path, spec: &CausalLmSpec) -> Result<String> {
     let pair = pair_prompt(spec)?;
-    let (mut spec, prompt) = with_recommended(dir, spec)?;
+    let (mut spec, prompt) = recommended(dir, spec)?;
     // Where the files are and how many run at once changes no answer.
     (spec.path, spec.prompt, spec.slots, spec.device) = (String::new(), None, None, None);
     let settings = serde_json::to_string(&spec)?;

@@ -4,6 +4,7 @@
 mod cli;
 mod endpoint;
 mod engine;
+mod grpo;
 mod hub;
 mod ingest;
 mod kill;

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 pub mod artifact;
 pub mod fasttext;
+pub mod grpo;
 pub mod ingest;
 pub mod sft;
 pub mod sql;
@@ -35,6 +36,8 @@ pub enum StageConfig {
     Sql(sql::Config),
     /// `sft`: pairs to a fine-tuned model.
     Sft(Box<sft::Config>),
+    /// `grpo`: documents and rewards to a better rephraser.
+    Grpo(Box<grpo::Config>),
     /// `tokenizer`: texts to a tokenizer.
     Tokenizer(tokenizer::Config),
     /// `fasttext`: labelled texts to a classifier.
@@ -48,6 +51,7 @@ impl StageConfig {
             Self::Ingest(_) => "ingest",
             Self::Sql(_) => "sql",
             Self::Sft(_) => "sft",
+            Self::Grpo(_) => "grpo",
             Self::Tokenizer(_) => "tokenizer",
             Self::Fasttext(_) => "fasttext",
         }
@@ -56,7 +60,7 @@ impl StageConfig {
     /// then made again.
     pub fn code_version(&self) -> u32 {
         match self {
-            Self::Ingest(_) | Self::Sql(_) | Self::Sft(_) | Self::Tokenizer(_) | Self::Fasttext(_) => 1,
+            Self::Ingest(_) | Self::Sql(_) | Self::Sft(_) | Self::Grpo(_) | Self::Tokenizer(_) | Self::Fasttext(_) => 1,
         }
     }
     /// Tables that the settings name (those of a query are in its text).
@@ -64,6 +68,7 @@ impl StageConfig {
         match self {
             Self::Ingest(_) | Self::Sql(_) => Vec::new(),
             Self::Sft(config) => config.tables(),
+            Self::Grpo(config) => config.tables(),
             Self::Tokenizer(config) => config.tables(),
             Self::Fasttext(config) => config.tables(),
         }
@@ -72,18 +77,31 @@ impl StageConfig {
     pub fn models(&self) -> Vec<&str> {
         match self {
             Self::Sft(config) => config.models(),
+            Self::Grpo(config) => config.models(),
             Self::Ingest(_) | Self::Sql(_) | Self::Tokenizer(_) | Self::Fasttext(_) => Vec::new(),
+        }
+    }
+    /// Tables that the stage leaves besides what it yields; `name` is what it yields.
+    pub fn side_tables(&self, name: &str) -> Vec<String> {
+        match self {
+            Self::Grpo(_) => grpo::TABLES.iter().map(|suffix| format!("{name}{suffix}")).collect(),
+            _ => Vec::new(),
         }
     }
     /// Text files whose content the stage takes up.
     pub fn files(&self) -> Vec<&Path> {
         match self {
             Self::Sft(config) => config.prompt.iter().map(PathBuf::as_path).collect(),
-            Self::Ingest(_) | Self::Sql(_) | Self::Tokenizer(_) | Self::Fasttext(_) => Vec::new(),
+            Self::Ingest(_) | Self::Sql(_) | Self::Grpo(_) | Self::Tokenizer(_) | Self::Fasttext(_) => Vec::new(),
         }
     }
     /// Replaces the paths in the settings; `model` tells whether a name is a model's and not a path.
     pub fn resolve(&mut self, model: impl Fn(&str) -> bool, path: impl Fn(&str) -> String) {
+        if let Self::Grpo(config) = self
+            && !model(&config.init)
+        {
+            config.init = path(&config.init);
+        }
         let Self::Sft(config) = self else { return };
         let name = match &mut config.init {
             sft::Init::Existing(name) => name,
