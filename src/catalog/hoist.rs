@@ -74,7 +74,7 @@ impl OptimizerRule for HoistModelCalls {
 /// The model function that an expression calls, at its root.
 pub(super) fn called(expr: &Expr) -> Option<&Arc<dyn ModelFunction>> {
     match expr {
-        Expr::ScalarFunction(call) => ModelUdf::of(&call.func),
+        Expr::ScalarFunction(call) => ModelUdf::of(&call.func, call.args.len()),
         _ => None,
     }
 }
@@ -421,7 +421,7 @@ impl Hoister<'_> {
         } else {
             role.to_owned()
         };
-        function.check(self.models, &model)?;
+        function.check_model(self.models, &model)?;
         if let Some(outer) = args.iter().find(|arg| arg.contains_outer()) {
             return plan_err!("{}: {outer} belongs to an outer query that cannot be joined", function.name());
         }

@@ -117,7 +117,7 @@ impl Session {
             .build();
         let ctx = SessionContext::new_with_state(state);
         let mut names = Vec::new();
-        let generating = functions.into_iter().map(ModelUdf::udf);
+        let generating = functions.into_iter().map(|function| ModelUdf::udf(function, &models));
         for function in generating.chain(udf::scalar_functions(&models)) {
             names.push(function.name().to_owned());
             ctx.register_udf(function);

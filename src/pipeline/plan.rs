@@ -234,13 +234,23 @@ impl Builder<'_> {
         for (name, Located { value, at }) in &self.spec.models {
             let Some(mut spec) = value.clone() else { continue };
             let made = self.maker(name, Yields::Model).map(|i| self.spec.stages[i].name.at.line);
+            let file = |path: PathBuf| PathBuf::from(resolve(self.file, &path.to_string_lossy()));
             let path = match &mut spec {
                 ModelSpec::CausalLm(lm) => {
-                    let prompt = lm.prompt.take();
-                    lm.prompt = prompt.map(|p| PathBuf::from(resolve(self.file, &p.to_string_lossy())));
+                    lm.prompt = lm.prompt.take().map(file);
                     &mut lm.path
                 }
                 ModelSpec::Fasttext(classifier) => &mut classifier.path,
+                ModelSpec::Remote(remote) => {
+                    remote.prompt = remote.prompt.take().map(file);
+                    remote.tokenizer = remote.tokenizer.take().map(|path| resolve(self.file, &path));
+                    if let Some(line) = made {
+                        let message = format!("`{name}` is also made by the stage in line {line}; rename one");
+                        self.problems.add(at, message);
+                    }
+                    models.insert(name.clone(), spec);
+                    continue;
+                }
             };
             match made {
                 Some(_) if path.is_empty() => *path = self.made_path(name),
@@ -404,6 +414,7 @@ impl Builder<'_> {
                 }
                 let Some(argument) = arguments.iter().find(|a| a.function == call.function.name) else { continue };
                 let (name, at) = match call.args.get(argument.position) {
+                    None if argument.optional && !self.has_model(argument.role) => continue,
                     None => (argument.role.to_owned(), &call.function),
                     Some(Some(literal)) => (literal.name.clone(), literal),
                     // A model named by an expression is refused when the query is planned.
@@ -417,9 +428,13 @@ impl Builder<'_> {
 
     /// The models of the section `rewards:`; one that its part can do without only if it is there.
     fn reward_models(&self) -> impl Iterator<Item = String> {
-        let there = |name: &str| self.spec.models.contains_key(name) || self.maker(name, Yields::Model).is_some();
         let used = self.spec.rewards.models().into_iter();
-        used.filter(move |model| !model.optional || there(&model.name)).map(|model| model.name)
+        used.filter(|model| !model.optional || self.has_model(&model.name)).map(|model| model.name)
+    }
+
+    /// Whether an entry or a stage gives the model.
+    fn has_model(&self, name: &str) -> bool {
+        self.spec.models.contains_key(name) || self.maker(name, Yields::Model).is_some()
     }
 
     /// The models of a reward; one that its part can do without only if it is there.
@@ -430,8 +445,7 @@ impl Builder<'_> {
 
     /// A trainer's model that no entry and no stage gives, and that looks like a path.
     fn is_model_path(&self, name: &str) -> bool {
-        let known = self.spec.models.contains_key(name) || self.maker(name, Yields::Model).is_some();
-        !known && (name.contains('/') || there(&resolve(self.file, name)))
+        !self.has_model(name) && (name.contains('/') || there(&resolve(self.file, name)))
     }
 
     fn check_table(&mut self, name: &str, at: &Place, external: &BTreeMap<String, InputTable>) {
@@ -537,11 +551,15 @@ impl Builder<'_> {
         let table = |name: &String| external.get(name).cloned().unwrap_or_else(|| ours(name));
         let scan = &scanned.scan;
         let slow: Vec<ModelArgument> = model_arguments().into_iter().filter(|a| a.slow).collect();
+        let runs_model = |call: &sqlscan::Call| {
+            let function = slow.iter().find(|argument| argument.function == call.function.name);
+            function.is_some_and(|a| !a.optional || call.args.len() > a.position || self.has_model(a.role))
+        };
         Query {
             text: scanned.query.clone(),
             origin: scanned.origin.clone(),
             tables: scan.tables.iter().map(|t| (t.name.clone(), table(&t.name))).collect(),
-            calls_model: scan.calls.iter().any(|c| slow.iter().any(|a| a.function == c.function.name)),
+            calls_model: scan.calls.iter().any(runs_model),
             fragment_rows: config.fragment_rows,
         }
     }

@@ -16,7 +16,10 @@ use super::{
 };
 use crate::{
     rewards::repro_reward::RewardConfig,
-    udf::models::{CausalLmSpec, FastTextSpec, ModelSpec},
+    udf::{
+        models::{CausalLmSpec, FastTextSpec, ModelSpec},
+        remote::RemoteSpec,
+    },
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -301,7 +304,8 @@ fn models(tree: &Node, problems: &mut Problems) -> BTreeMap<String, Located<Opti
         .map(|entry| {
             let mut node = entry.value.clone();
             // A stage of this name gives the path; the entry holds settings only.
-            if made.contains(&entry.key) && node.get("path").is_none() {
+            let remote = node.get("kind").and_then(|kind| text_of(&kind.value)).is_some_and(|kind| kind == "remote");
+            if made.contains(&entry.key) && node.get("path").is_none() && !remote {
                 push(&mut node, "path", Value::Text(String::new()));
             }
             (entry.key.clone(), Located { value: model(&entry.key, &node, problems), at: entry.key_at.clone() })
@@ -310,7 +314,7 @@ fn models(tree: &Node, problems: &mut Problems) -> BTreeMap<String, Located<Opti
 }
 
 fn model(name: &str, node: &Node, problems: &mut Problems) -> Option<ModelSpec> {
-    const KINDS: &[&str] = &["causal_lm", "fasttext"];
+    const KINDS: &[&str] = &["causal_lm", "fasttext", "remote"];
     let Value::Map(entries) = &node.value else {
         problems.add(&node.at, format!("the model `{name}` must be a mapping, e.g. {{ kind: causal_lm, path: … }}"));
         return None;
@@ -324,6 +328,7 @@ fn model(name: &str, node: &Node, problems: &mut Problems) -> Option<ModelSpec> 
     match text_of(&kind.value).as_deref() {
         Some("causal_lm") => decode::<CausalLmSpec>(&rest, problems).map(ModelSpec::CausalLm),
         Some("fasttext") => decode::<FastTextSpec>(&rest, problems).map(ModelSpec::Fasttext),
+        Some("remote") => decode::<RemoteSpec>(&rest, problems).map(ModelSpec::Remote),
         Some(other) => {
             problems.add(&kind.value.at, format!("`{other}` is no kind of model{}", suggest(other, KINDS)));
             None

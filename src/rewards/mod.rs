@@ -5,3 +5,4 @@ pub mod dataman;
 pub mod fasttext;
 pub mod length;
 pub mod repro_reward;
+pub mod structure;

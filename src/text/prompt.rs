@@ -67,6 +67,60 @@ impl Prompt {
     }
 }
 
+/// A prompt about two texts: an original and its rephrasing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PairPrompt {
+    /// What stands around the two texts and what is between them; both stand where the mark of [`Prompt`] was.
+    pub prompt: Prompt,
+    /// Between the original and the rephrasing.
+    pub between: String,
+}
+
+/// The mark that the original replaces.
+pub const ORIGINAL: &str = "{ORIGINAL}";
+/// The mark that the rephrasing replaces.
+pub const REPHRASED: &str = "{REPHRASED}";
+
+impl PairPrompt {
+    /// Parses a template file's text: as [`Prompt::parse`], with the marks `{ORIGINAL}` and `{REPHRASED}`, once each and in this order.
+    ///
+    /// # Errors
+    /// A mark that is missing, doubled or out of order; and as [`Prompt::parse`].
+    pub fn parse(source: &str) -> anyhow::Result<Self> {
+        let once = |mark: &str| match source.matches(mark).count() {
+            1 => Ok(()),
+            n => bail!("the prompt about a pair has {n} {mark} marks; write {ORIGINAL} and {REPHRASED} once each"),
+        };
+        once(ORIGINAL)?;
+        once(REPHRASED)?;
+        if source.contains(SLOT) {
+            bail!("the prompt about a pair has a {SLOT} mark; write {ORIGINAL} and {REPHRASED} instead");
+        }
+        let Some((before, (between, after))) =
+            source.split_once(ORIGINAL).and_then(|(before, rest)| Some((before, rest.split_once(REPHRASED)?)))
+        else {
+            bail!("the prompt about a pair has {REPHRASED} before {ORIGINAL}; the original comes first");
+        };
+        let prompt = Prompt::parse(&[before, SLOT, after].concat())?;
+        Ok(Self { prompt, between: between.replace("\r\n", "\n") })
+    }
+
+    /// The project's own question about structure (assets/prompts/structure.txt, embedded).
+    pub fn structure() -> Self {
+        Self::parse(include_str!("../../assets/prompts/structure.txt")).expect("the embedded prompt is tested")
+    }
+
+    /// What stands in place of the mark of [`Self::prompt`].
+    pub fn fill(&self, original: &str, rephrased: &str) -> String {
+        [original, &self.between, rephrased].concat()
+    }
+
+    /// As [`Prompt::hash`].
+    pub fn hash(&self) -> String {
+        blake3::hash(format!("{}\n{}", self.prompt.hash(), self.between).as_bytes()).to_hex().to_string()
+    }
+}
+
 /// The system message, if the file begins with its block, and the rest.
 fn split_system(source: &str) -> anyhow::Result<(Option<String>, &str)> {
     let body = source.trim_start();
@@ -137,6 +191,24 @@ mod tests {
         let distinct: std::collections::HashSet<_> = all.iter().collect();
         assert_eq!(distinct.len(), all.len());
         assert_eq!(all[0].len(), 64);
+    }
+
+    #[test]
+    fn a_prompt_about_a_pair_wants_both_marks_in_order() {
+        let pair = PairPrompt::parse("[system]\nS\n[user]\nA {ORIGINAL}\nB {REPHRASED} C\n").unwrap();
+        assert_eq!((pair.prompt.before.as_str(), pair.prompt.after.as_str()), ("A ", " C"));
+        assert_eq!((pair.fill("x", "y").as_str(), pair.prompt.system.as_deref()), ("x\nB y", Some("S")));
+        for (source, with) in [
+            ("{ORIGINAL}", "0 {REPHRASED}"),
+            ("{ORIGINAL} {ORIGINAL} {REPHRASED}", "2 {ORIGINAL}"),
+            ("{REPHRASED} {ORIGINAL}", "the original comes first"),
+            ("{ORIGINAL} {REPHRASED} {TEXT}", "{TEXT}"),
+        ] {
+            let error = PairPrompt::parse(source).unwrap_err().to_string();
+            assert!(error.contains(with), "{error}");
+        }
+        let own = PairPrompt::structure();
+        assert!(own.prompt.before.contains("1 if the form is kept") && own.prompt.after.trim().ends_with("Answer:"));
     }
 
     #[test]

@@ -10,18 +10,18 @@
 
 use super::{
     CallOutput, ModelFunction,
-    lm::{Complete, Template},
-    models::{LanguageModel, Models},
+    lm::Draw,
+    models::Models,
     rephrase::external,
+    speaker::{Form, Speaker, Unframed},
 };
 use crate::{
-    engine::{FormatStep, Request, Sampling},
+    engine::FormatStep,
     rewards::{
         cut::cut,
         dataman::{CRITERIA, DOMAINS, LIMITS, SCORES, SYSTEM, Scores, VALUES, parse, request, without_noise},
     },
     text::{
-        chat::ChatTemplate,
         prompt::Prompt,
         tokenizer::{Special, Tokenizer},
     },
@@ -36,9 +36,8 @@ use datafusion::error::Result;
 use futures::future::join_all;
 use std::{ops::RangeInclusive, sync::Arc};
 
-/// The chat format of Qwen models, for a checkpoint that came without its template.
-const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}\
-                      {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+/// A reply: the values and the newlines between them.
+const REPLY_TOKENS: usize = 2 * VALUES - 1;
 
 /// See the file.
 #[derive(Debug)]
@@ -98,9 +97,10 @@ pub async fn score_all(
 
 /// A model ready to score.
 pub struct Scorer {
-    lm: Arc<LanguageModel>,
-    template: Template,
-    format: Arc<[FormatStep]>,
+    speaker: Speaker,
+    form: Form,
+    /// None at an endpoint, which cannot be held to it.
+    format: Option<Arc<[FormatStep]>>,
 }
 
 impl Scorer {
@@ -108,44 +108,22 @@ impl Scorer {
     ///
     /// # Errors
     /// A chat template that cannot hold the request, a tokenizer that does not write each value as one token.
-    pub fn new(lm: Arc<LanguageModel>) -> anyhow::Result<Self> {
-        let template = template(&lm.tokenizer, lm.chat.as_ref())?;
-        let format = reply_format(&lm.tokenizer)?;
-        Ok(Self { lm, template, format })
+    pub fn new(speaker: Speaker) -> anyhow::Result<Self> {
+        let (before, after) = request();
+        let prompt = Prompt { system: Some(SYSTEM.to_owned()), before: before.to_owned(), after: after.to_owned() };
+        let form = speaker.form(&prompt, Unframed::Chatml)?;
+        let format = match &speaker {
+            Speaker::Local(lm) => Some(reply_format(&lm.tokenizer)?),
+            Speaker::Remote(_) => None,
+        };
+        Ok(Self { speaker, form, format })
     }
 
     async fn score(&self, text: &str) -> std::result::Result<Scores, String> {
-        let reply = self.reply(&self.lm.engine, text).await.map_err(|error| format!("{error:#}"))?;
-        parse(&reply).map_err(|error| format!("{error:#}"))
-    }
-
-    /// The model's reply to a text.
-    async fn reply(&self, engine: &dyn Complete, text: &str) -> anyhow::Result<String> {
-        let text = cut(&without_noise(text), LIMITS, Some(&self.lm.tokenizer))?;
-        let (prefix, prompt, _) = self.template.request(&text, self.lm.settings.max_prompt_tokens)?;
-        let request = Request {
-            prefix,
-            prompt,
-            max_new_tokens: 0,
-            sampling: Sampling { temperature: 0.0, top_p: 1.0, top_k: 0 },
-            stop: Arc::clone(&self.lm.stop),
-            seed: 0,
-            format: Some(Arc::clone(&self.format)),
-        };
-        let tokens = engine.complete(request).await?.tokens;
-        self.lm.tokenizer.decode(&tokens)
-    }
-}
-
-/// The request around a text, for a model with that template.
-fn template(tokenizer: &Tokenizer, chat: Option<&ChatTemplate>) -> anyhow::Result<Template> {
-    let (before, after) = request();
-    let prompt = Prompt { system: Some(SYSTEM.to_owned()), before: before.to_owned(), after: after.to_owned() };
-    let chatml = tokenizer.id("<|im_start|>").is_some() && tokenizer.id("<|im_end|>").is_some();
-    match chat {
-        Some(chat) => Template::new(tokenizer, Some(chat), &prompt),
-        None if chatml => Template::new(tokenizer, Some(&ChatTemplate::new(CHATML, Default::default())?), &prompt),
-        None => Template::new(tokenizer, None, &Prompt { system: None, after: format!("{after}\n"), ..prompt }),
+        let text = cut(&without_noise(text), LIMITS, self.speaker.tokenizer()).map_err(|error| format!("{error:#}"))?;
+        let draw = Draw::greedy(REPLY_TOKENS, self.format.clone());
+        let reply = self.speaker.put(&self.form, &text, draw).await?;
+        parse(&reply.text).map_err(|error| format!("{error:#}"))
     }
 }
 
@@ -156,11 +134,11 @@ fn reply_format(tokenizer: &Tokenizer) -> anyhow::Result<Arc<[FormatStep]>> {
         let reply: String = [domain].into_iter().chain(scores.iter().flat_map(|score| ['\n', *score])).collect();
         let ids = tokenizer.encode(&reply, Special::Plain)?;
         ensure!(
-            ids.len() == 2 * VALUES - 1,
+            ids.len() == REPLY_TOKENS,
             "the tokenizer writes the reply {reply:?} in {} tokens instead of {}: the DataMan protocol needs one token for each letter, \
              digit and newline",
             ids.len(),
-            2 * VALUES - 1
+            REPLY_TOKENS
         );
         Ok(ids)
     };

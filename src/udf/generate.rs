@@ -1,11 +1,6 @@
 //! `generate(prompt [, model])`: the model's raw answer. The prompt is the user's turn of the model's chat template.
 
-use super::{
-    CallOutput, ModelFunction,
-    lm::{ask, request_seed},
-    models::Models,
-    rephrase::external,
-};
+use super::{CallOutput, ModelFunction, lm::request_seed, models::Models, rephrase::external};
 use arrow::{
     array::{ArrayRef, AsArray, StringArray},
     datatypes::DataType,
@@ -33,13 +28,13 @@ impl ModelFunction for Generate {
         (1, "rephraser")
     }
     async fn call(&self, models: &Models, model: &str, args: &[ArrayRef]) -> Result<CallOutput> {
-        let lm = models.language_model(model).await.map_err(external)?;
+        let speaker = models.speaker(model).await.map_err(external)?;
         let prompts = args[0].as_string::<i32>();
-        let lm = &lm;
+        let speaker = &speaker;
         let answers = join_all(prompts.iter().map(|prompt| async move {
             let Some(prompt) = prompt else { return Ok(None) };
             let seed = request_seed(models.seed(), "generate", model, prompt, 0, 0);
-            ask(lm, &lm.engine, &lm.plain, prompt, seed).await.map(Some)
+            speaker.plain(prompt, seed).await.map(Some)
         }))
         .await;
         let output_tokens = answers.iter().flatten().flatten().map(|a| a.output_tokens as u64).sum();

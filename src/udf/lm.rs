@@ -8,9 +8,9 @@
 //! a chunk may be answered with nothing (it was all clutter) but not the whole document; `---` is stripped from every chunk; a document of
 //! white space fails with a reason instead of losing its row.
 
-use super::models::LanguageModel;
+use super::models::{LanguageModel, LmSettings};
 use crate::{
-    engine::{Completion, Engine, FinishReason, Request, RequestError, Sampling},
+    engine::{Completion, Engine, FinishReason, FormatStep, Request, RequestError, Sampling},
     text::{
         chat::ChatTemplate,
         chunk::{chunk, join},
@@ -103,7 +103,32 @@ pub struct Answer {
     pub truncated: bool,
 }
 
-/// Sends one text through a template. A text that is too long keeps its beginning and end.
+/// How an answer is to be drawn.
+#[derive(Debug, Clone)]
+pub struct Draw {
+    /// Temperature, nucleus, top-k.
+    pub sampling: Sampling,
+    /// Tokens of the answer at most.
+    pub max_new_tokens: usize,
+    /// Seed of the answer's own random stream.
+    pub seed: u64,
+    /// The answer's form, where it is known; an endpoint cannot be held to it.
+    pub format: Option<Arc<[FormatStep]>>,
+}
+
+impl Draw {
+    /// As a model's settings say.
+    pub fn settings(settings: &LmSettings, seed: u64) -> Self {
+        let sampling = Sampling { temperature: settings.temperature, top_p: settings.top_p, top_k: settings.top_k };
+        Self { sampling, max_new_tokens: settings.max_new_tokens, seed, format: None }
+    }
+    /// The likeliest answer.
+    pub fn greedy(max_new_tokens: usize, format: Option<Arc<[FormatStep]>>) -> Self {
+        Self { sampling: Sampling { temperature: 0.0, top_p: 1.0, top_k: 0 }, max_new_tokens, seed: 1024, format }
+    }
+}
+
+/// Sends one text through a template, drawn as the model's settings say. A text that is too long keeps its beginning and end.
 ///
 /// # Errors
 /// Why the request failed, for the row.
@@ -114,23 +139,45 @@ pub async fn ask(
     text: &str,
     seed: u64,
 ) -> Result<Answer, String> {
-    let settings = &lm.settings;
+    put(lm, engine, template, text, Draw::settings(&lm.settings, seed)).await
+}
+
+/// As [`ask`], drawn as `draw` says.
+///
+/// # Errors
+/// Why the request failed, for the row.
+pub async fn put(
+    lm: &LanguageModel,
+    engine: &dyn Complete,
+    template: &Template,
+    text: &str,
+    draw: Draw,
+) -> Result<Answer, String> {
     let (prefix, prompt, truncated) =
-        template.request(text, settings.max_prompt_tokens).map_err(|e| format!("{e:#}"))?;
+        template.request(text, lm.settings.max_prompt_tokens).map_err(|e| format!("{e:#}"))?;
     let prompt_tokens = prefix.len() + prompt.len();
     let request = Request {
         prefix,
         prompt,
-        max_new_tokens: settings.max_new_tokens,
-        sampling: Sampling { temperature: settings.temperature, top_p: settings.top_p, top_k: settings.top_k },
+        max_new_tokens: draw.max_new_tokens,
+        sampling: draw.sampling,
         stop: Arc::clone(&lm.stop),
-        seed,
-        format: None,
+        seed: draw.seed,
+        format: draw.format,
     };
     let done = engine.complete(request).await.map_err(|e| e.to_string())?;
     let output_tokens = done.tokens.len();
     let text = lm.tokenizer.decode(&done.tokens).map_err(|e| format!("{e:#}"))?;
     Ok(Answer { text, finish: done.finish, prompt_tokens, output_tokens, truncated })
+}
+
+/// Whoever rephrases: a model in this process, an endpoint, or a stand-in for tests.
+#[async_trait::async_trait]
+pub trait Rephraser: Send + Sync {
+    /// Chunk size and marker; the rest is the rephraser's own business.
+    fn settings(&self) -> &LmSettings;
+    /// The answer to the rephrasing prompt with `text` in it.
+    async fn answer(&self, text: &str, seed: u64) -> Result<Answer, String>;
 }
 
 /// A rephrased document.
@@ -154,16 +201,11 @@ pub struct Rephrased {
 ///
 /// # Errors
 /// Which chunk failed and why; a document without text; a document of which nothing is left.
-pub async fn rephrase(
-    lm: &LanguageModel,
-    engine: &dyn Complete,
-    text: &str,
-    seed: impl Fn(usize) -> u64,
-) -> Result<Rephrased, String> {
+pub async fn rephrase(model: &dyn Rephraser, text: &str, seed: impl Fn(usize) -> u64) -> Result<Rephrased, String> {
     if text.trim().is_empty() {
         return Err("the text is empty".into());
     }
-    let settings = &lm.settings;
+    let settings = model.settings();
     let chunks = chunk(text, settings.chunk_chars, settings.chunk_boundary);
     let count = chunks.len();
     let answers = chunks.iter().enumerate().map(|(i, piece)| {
@@ -172,7 +214,7 @@ pub async fn rephrase(
             if piece.text.trim().is_empty() {
                 return Ok(None);
             }
-            let answer = ask(lm, engine, &lm.rephrase, piece.text, seed).await?;
+            let answer = model.answer(piece.text, seed).await?;
             extracted(answer, &settings.marker).map(Some)
         }
     });
@@ -225,7 +267,6 @@ mod tests {
     use crate::{
         engine::{EngineOptions, Precision},
         text::{chunk::Boundary, tokenizer::Special},
-        udf::models::LmSettings,
     };
     use std::sync::Mutex;
 
@@ -245,6 +286,16 @@ mod tests {
             let (answer, finish) = (self.answer)(document);
             self.requests.lock().unwrap().push(request);
             Ok(Completion { tokens: self.lm.tokenizer.encode(answer, Special::Recognise).unwrap(), finish })
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl Rephraser for Scripted<'_> {
+        fn settings(&self) -> &LmSettings {
+            &self.lm.settings
+        }
+        async fn answer(&self, text: &str, seed: u64) -> Result<Answer, String> {
+            ask(self.lm, self, &self.lm.rephrase, text, seed).await
         }
     }
 
@@ -276,6 +327,7 @@ mod tests {
                 marker: "M:".into(),
             },
             stop: Arc::from([330]),
+            pair: None,
             hash: "h".into(),
         }
     }
@@ -287,7 +339,7 @@ mod tests {
     ) -> (Result<Rephrased, String>, Vec<Request>) {
         let engine = Scripted { lm, answer, requests: Mutex::default() };
         let seed = |chunk| request_seed(1, "rephrase", "m", text, chunk, 0);
-        let result = rephrase(lm, &engine, text, seed).await;
+        let result = rephrase(&engine, text, seed).await;
         (result, engine.requests.into_inner().unwrap())
     }
 

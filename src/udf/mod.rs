@@ -19,9 +19,11 @@ pub mod length_ratio;
 pub mod lm;
 pub mod model_udf;
 pub mod models;
+pub mod remote;
 pub mod rephrase;
 pub mod rephrase_detail;
 pub mod repro_reward;
+pub mod speaker;
 pub mod structure_preserved;
 pub mod token_count;
 
@@ -40,8 +42,12 @@ pub trait ModelFunction: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// No model of that name, or one of another kind.
-    fn check(&self, models: &models::Models, model: &str) -> datafusion::error::Result<()> {
+    fn check_model(&self, models: &models::Models, model: &str) -> datafusion::error::Result<()> {
         models.check_language_model(self.name(), model)
+    }
+    /// The function that takes the call where it names no model and no entry of `models:` has the role's name.
+    fn without_model(&self) -> Option<ScalarUDF> {
+        None
     }
     /// Computes all rows of a batch concurrently; rows out = rows in, NULL where the row failed. `args` are the arguments without the
     /// model's name, all Utf8 and of one length. The operator calls this with distinct rows that hold no NULL.
@@ -75,6 +81,7 @@ pub fn model_functions() -> Vec<Arc<dyn ModelFunction>> {
         Arc::new(rephrase::Rephrase),
         Arc::new(rephrase_detail::RephraseDetail),
         Arc::new(repro_reward::ReproReward),
+        Arc::new(structure_preserved::StructurePreserved),
     ]
 }
 
@@ -89,6 +96,8 @@ pub struct ModelArgument {
     pub role: &'static str,
     /// A language model runs, row by row: the call is slow.
     pub slow: bool,
+    /// Without the argument and without the entry, the call needs no model.
+    pub optional: bool,
 }
 
 /// Plain functions that use a model: name, position, role as in [`ModelArgument`].
@@ -99,11 +108,12 @@ const PLAIN_WITH_MODEL: [(&str, usize, &str); 3] =
 pub fn model_arguments() -> Vec<ModelArgument> {
     let slow = model_functions().into_iter().map(|function| {
         let (position, role) = function.model_argument();
-        ModelArgument { function: function.name(), position, role, slow: true }
+        let optional = function.without_model().is_some();
+        ModelArgument { function: function.name(), position, role, slow: true, optional }
     });
     let plain = PLAIN_WITH_MODEL.into_iter();
-    slow.chain(plain.map(|(function, position, role)| ModelArgument { function, position, role, slow: false }))
-        .collect()
+    let quick = |(function, position, role)| ModelArgument { function, position, role, slow: false, optional: false };
+    slow.chain(plain.map(quick)).collect()
 }
 
 /// All plain functions.
@@ -116,7 +126,6 @@ pub fn scalar_functions(models: &Arc<models::Models>) -> Vec<ScalarUDF> {
         fasttext_label::udf(models),
         fasttext_score::udf(models),
         length_ratio::udf(),
-        structure_preserved::udf(),
         token_count::udf(models),
     ]
 }

@@ -1,7 +1,7 @@
 //! The face of a [`ModelFunction`] inside SQL expressions: name, types, argument checks. It is never evaluated: the optimizer rule of
 //! [`crate::catalog::hoist`] moves every call into the model operator.
 
-use super::{ModelFunction, args::coerce};
+use super::{ModelFunction, args::coerce, models::Models};
 use arrow::datatypes::DataType;
 use datafusion::{
     common::{Result, internal_err},
@@ -16,18 +16,25 @@ use std::{
 #[derive(Debug)]
 pub struct ModelUdf {
     function: Arc<dyn ModelFunction>,
+    /// Takes calls that name no model.
+    plain: Option<ScalarUDF>,
     signature: Signature,
 }
 
 impl ModelUdf {
-    /// The function to register. Volatile, so that nothing evaluates or copies a call before it is hoisted.
-    pub fn udf(function: Arc<dyn ModelFunction>) -> ScalarUDF {
-        ScalarUDF::new_from_impl(Self { function, signature: Signature::user_defined(Volatility::Volatile) })
+    /// The function to register. Volatile, so that nothing evaluates or copies a call before it is hoisted; one that can do without a model is
+    /// an ordinary function where there is none.
+    pub fn udf(function: Arc<dyn ModelFunction>, models: &Models) -> ScalarUDF {
+        let plain = function.without_model().filter(|_| models.spec(function.model_argument().1).is_none());
+        let volatility = if plain.is_some() { Volatility::Immutable } else { Volatility::Volatile };
+        ScalarUDF::new_from_impl(Self { function, plain, signature: Signature::user_defined(volatility) })
     }
-    /// The model function behind a scalar function, if it is one.
-    pub fn of(udf: &ScalarUDF) -> Option<&Arc<dyn ModelFunction>> {
+    /// The model function behind a call with that many arguments, if a model takes it.
+    pub fn of(udf: &ScalarUDF, arguments: usize) -> Option<&Arc<dyn ModelFunction>> {
         let inner: &dyn std::any::Any = udf.inner().as_ref();
-        inner.downcast_ref::<Self>().map(|udf| &udf.function)
+        let udf = inner.downcast_ref::<Self>()?;
+        let names_model = arguments > udf.function.model_argument().0;
+        (udf.plain.is_none() || names_model).then_some(&udf.function)
     }
 }
 
@@ -57,7 +64,10 @@ impl ScalarUDFImpl for ModelUdf {
     fn coerce_types(&self, given: &[DataType]) -> Result<Vec<DataType>> {
         coerce(self.function.name(), self.function.arity(), given, |_| DataType::Utf8)
     }
-    fn invoke_with_args(&self, _: ScalarFunctionArgs) -> Result<ColumnarValue> {
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        if let Some(plain) = self.plain.as_ref().filter(|_| args.args.len() <= self.function.model_argument().0) {
+            return plain.invoke_with_args(args);
+        }
         internal_err!("{} was not moved into the model operator", self.function.name())
     }
 }

@@ -1,6 +1,12 @@
 //! The models that SQL functions can name: their settings, loaded once on first use, shared by every query of the process.
 
-use super::{dataman, lm::Template};
+use super::{
+    dataman,
+    lm::Template,
+    remote::{DEFAULT_CONCURRENCY, Endpoint, RemoteSpec, endpoint_hash},
+    speaker::Speaker,
+    structure_preserved::Judge,
+};
 use crate::{
     engine::{Engine, EngineOptions, Precision},
     rewards::{fasttext::FastText, repro_reward::RewardConfig},
@@ -8,7 +14,7 @@ use crate::{
     text::{
         chat::ChatTemplate,
         chunk::Boundary,
-        prompt::{MARKER, Prompt},
+        prompt::{MARKER, ORIGINAL, PairPrompt, Prompt},
         tokenizer::Tokenizer,
     },
 };
@@ -37,6 +43,19 @@ pub enum ModelSpec {
     CausalLm(CausalLmSpec),
     /// A text classifier.
     Fasttext(FastTextSpec),
+    /// A language model behind an OpenAI-compatible endpoint.
+    Remote(RemoteSpec),
+}
+
+impl ModelSpec {
+    /// For messages.
+    fn noun(&self) -> &'static str {
+        match self {
+            Self::CausalLm(_) => "a language model",
+            Self::Fasttext(_) => "a fastText classifier",
+            Self::Remote(_) => "a remote language model",
+        }
+    }
 }
 
 /// A generating language model in Hugging Face layout. What is not given comes from `repro.json` in the model directory (the settings its makers
@@ -117,6 +136,8 @@ pub struct LanguageModel {
     pub rephrase: Template,
     /// Tokens around the user's own prompt.
     pub plain: Template,
+    /// The prompt about a pair of texts, where the model's entry names one.
+    pub pair: Option<PairPrompt>,
     /// Ids that end an answer.
     pub stop: Arc<[u32]>,
     /// As [`Models::hash`].
@@ -128,7 +149,9 @@ struct Entry {
     language: OnceCell<Arc<LanguageModel>>,
     fasttext: OnceCell<Arc<FastText>>,
     tokenizer: OnceCell<Tokenizer>,
+    endpoint: OnceCell<Arc<Endpoint>>,
     dataman: OnceCell<Arc<dataman::Scorer>>,
+    judge: OnceCell<Arc<Judge>>,
     hash: OnceCell<String>,
     permits: OnceLock<(Arc<Semaphore>, usize)>,
 }
@@ -158,7 +181,9 @@ impl Models {
             language: OnceCell::new(),
             fasttext: OnceCell::new(),
             tokenizer: OnceCell::new(),
+            endpoint: OnceCell::new(),
             dataman: OnceCell::new(),
+            judge: OnceCell::new(),
             hash: OnceCell::new(),
             permits: OnceLock::new(),
         };
@@ -191,8 +216,8 @@ impl Models {
         let entry = self.entry(name)?;
         match &entry.spec {
             ModelSpec::CausalLm(spec) => Ok((entry, spec)),
-            ModelSpec::Fasttext(_) => {
-                bail!("model `{name}` is a fastText classifier, not a language model (kind: causal_lm)")
+            other => {
+                bail!("model `{name}` is {}, not a language model in this process (kind: causal_lm)", other.noun())
             }
         }
     }
@@ -203,18 +228,38 @@ impl Models {
         let load = async || load_language_model(spec, self.hash(name).await?).await.map(Arc::new);
         entry.language.get_or_try_init(load).await.cloned().with_context(|| format!("model `{name}`"))
     }
+    /// A language model that can be asked, in this process or at an endpoint.
+    pub async fn speaker(&self, name: &str) -> Result<Speaker> {
+        let entry = self.entry(name)?;
+        let ModelSpec::Remote(spec) = &entry.spec else { return Ok(Speaker::Local(self.language_model(name).await?)) };
+        let open = async || Endpoint::open(spec).await.map(Arc::new);
+        entry
+            .endpoint
+            .get_or_try_init(open)
+            .await
+            .cloned()
+            .map(Speaker::Remote)
+            .with_context(|| format!("model `{name}`"))
+    }
+    /// A language model made ready to judge structure.
+    pub async fn judge(&self, name: &str) -> Result<Arc<Judge>> {
+        let speaker = self.speaker(name).await?;
+        let entry = self.entry(name)?;
+        let make = async || Judge::new(speaker).map(Arc::new);
+        entry.judge.get_or_try_init(make).await.cloned().with_context(|| format!("model `{name}`"))
+    }
     /// A language model made ready to score texts by the DataMan protocol.
     pub async fn dataman(&self, name: &str) -> Result<Arc<dataman::Scorer>> {
-        let lm = self.language_model(name).await?;
+        let speaker = self.speaker(name).await?;
         let entry = self.entry(name)?;
-        let make = async || dataman::Scorer::new(lm).map(Arc::new);
+        let make = async || dataman::Scorer::new(speaker).map(Arc::new);
         entry.dataman.get_or_try_init(make).await.cloned().with_context(|| format!("model `{name}`"))
     }
     /// The classifier of that name.
     pub async fn fasttext(&self, name: &str) -> Result<Arc<FastText>> {
         let entry = self.entry(name)?;
         let ModelSpec::Fasttext(spec) = &entry.spec else {
-            bail!("model `{name}` is a language model, not a fastText classifier (kind: fasttext)");
+            bail!("model `{name}` is {}, not a fastText classifier (kind: fasttext)", entry.spec.noun());
         };
         let load = async || {
             let path = hub::resolve(&spec.path).await?;
@@ -224,9 +269,16 @@ impl Models {
     }
     /// The tokenizer of a language model, without the model.
     pub async fn tokenizer(&self, name: &str) -> Result<Tokenizer> {
-        let (entry, spec) = self.causal(name)?;
+        let entry = self.entry(name)?;
+        let path = match &entry.spec {
+            ModelSpec::CausalLm(spec) => &spec.path,
+            ModelSpec::Remote(spec) => spec.tokenizer.as_ref().with_context(|| {
+                format!("model `{name}` is remote and its entry names no tokenizer; add `tokenizer: DIRECTORY`")
+            })?,
+            other => bail!("model `{name}` is {}, it has no tokenizer", other.noun()),
+        };
         let load = async || {
-            let dir = hub::resolve_tokenizer(&spec.path).await?;
+            let dir = hub::resolve_tokenizer(path).await?;
             blocking(move || Tokenizer::from_dir(&dir)).await
         };
         entry.tokenizer.get_or_try_init(load).await.cloned().with_context(|| format!("model `{name}`"))
@@ -243,6 +295,7 @@ impl Models {
                 let path = hub::resolve(&spec.path).await?;
                 blocking(move || hash_files(&[path], "")).await
             }
+            ModelSpec::Remote(spec) => endpoint_hash(&spec),
         };
         entry.hash.get_or_try_init(hash).await.cloned().with_context(|| format!("model `{name}`"))
     }
@@ -257,9 +310,14 @@ impl Models {
     /// # Errors
     /// No model of that name, or not a language model.
     pub fn check_language_model(&self, function: &str, name: &str) -> datafusion::error::Result<()> {
-        self.causal(name)
-            .map(|_| ())
-            .map_err(|e| datafusion::error::DataFusionError::Plan(format!("{function}: {e:#}")))
+        let fault = match self.entry(name).map(|entry| &entry.spec) {
+            Ok(ModelSpec::CausalLm(_) | ModelSpec::Remote(_)) => return Ok(()),
+            Ok(other) => {
+                format!("model `{name}` is {}, not a language model (kind: causal_lm or remote)", other.noun())
+            }
+            Err(error) => format!("{error:#}"),
+        };
+        Err(datafusion::error::DataFusionError::Plan(format!("{function}: {fault}")))
     }
     /// Bounds the requests of all queries to one model: the permits and how many there are.
     pub fn permits(&self, name: &str) -> Option<(Arc<Semaphore>, usize)> {
@@ -267,6 +325,7 @@ impl Models {
         let permits = entry.permits.get_or_init(|| {
             let slots = match &entry.spec {
                 ModelSpec::CausalLm(spec) => spec.slots.unwrap_or(DEFAULT_SLOTS),
+                ModelSpec::Remote(spec) => spec.concurrency.unwrap_or(DEFAULT_CONCURRENCY),
                 ModelSpec::Fasttext(_) => DEFAULT_SLOTS,
             };
             let count = (slots * REQUESTS_PER_SLOT).max(MIN_REQUESTS);
@@ -307,6 +366,7 @@ async fn load_language_model(spec: &CausalLmSpec, hash: String) -> Result<Langua
     let spec = spec.clone();
     blocking(move || {
         let (given, prompt) = recommended(&dir, &spec)?;
+        let pair = pair_prompt(&spec)?;
         let tokenizer = Tokenizer::from_dir(&dir)?;
         let chat = ChatTemplate::from_dir(&dir)?;
         let rephrase = Template::new(&tokenizer, chat.as_ref(), &prompt)?;
@@ -330,9 +390,29 @@ async fn load_language_model(spec: &CausalLmSpec, hash: String) -> Result<Langua
         let qwen = format!("{:?}", config.arch).starts_with("Qwen");
         let settings = LmSettings::resolve(&given, qwen, engine.limit())?;
         let stop = config.eos.clone().into();
-        Ok(LanguageModel { engine, tokenizer, chat, prompt, settings, rephrase, plain, stop, hash })
+        Ok(LanguageModel { engine, tokenizer, chat, prompt, settings, rephrase, plain, pair, stop, hash })
     })
     .await
+}
+
+/// The rephrasing prompt, and the prompt about a pair where the file is one.
+type Prompts = (Prompt, Option<PairPrompt>);
+
+/// Reads a prompt file. One with the marks of a pair leaves the embedded rephrasing prompt in place.
+pub(super) fn read_prompt(file: &Path) -> Result<Prompts> {
+    let read = || -> Result<Prompts> {
+        let text = std::fs::read_to_string(file)?;
+        if text.contains(ORIGINAL) {
+            return Ok((Prompt::rephrase(), Some(PairPrompt::parse(&text)?)));
+        }
+        Ok((Prompt::parse(&text)?, None))
+    };
+    read().with_context(|| format!("prompt {}", file.display()))
+}
+
+/// The prompt about a pair, where the entry names one.
+fn pair_prompt(spec: &CausalLmSpec) -> Result<Option<PairPrompt>> {
+    spec.prompt.as_deref().map_or(Ok(None), |file| Ok(read_prompt(file)?.1))
 }
 
 /// The settings, with those that the model's makers recommend in `repro.json` where none are given; and the prompt.
@@ -357,10 +437,7 @@ pub fn recommended(dir: &Path, spec: &CausalLmSpec) -> Result<(CausalLmSpec, Pro
         own.exists().then_some(own)
     });
     let prompt = match file {
-        Some(file) => {
-            let text = std::fs::read_to_string(&file).with_context(|| format!("prompt {}", file.display()))?;
-            Prompt::parse(&text).with_context(|| format!("prompt {}", file.display()))?
-        }
+        Some(file) => read_prompt(&file)?.0,
         None => Prompt::rephrase(),
     };
     let own = spec.clone();
@@ -397,17 +474,23 @@ impl LmSettings {
             chunk_boundary: spec.chunk_boundary.unwrap_or(Boundary::Char),
             marker: spec.marker.clone().unwrap_or_else(|| MARKER.to_owned()),
         };
-        ensure!(
-            settings.temperature >= 0.0 && settings.temperature.is_finite(),
-            "temperature must be 0 or more, not {}",
-            settings.temperature
-        );
-        ensure!(settings.top_p > 0.0 && settings.top_p <= 1.0, "top_p must be in (0, 1], not {}", settings.top_p);
-        ensure!(settings.max_new_tokens > 0, "max_new_tokens must be at least 1");
-        ensure!(settings.chunk_chars > 0, "chunk_chars must be at least 1");
+        settings.check()?;
         ensure!(spec.slots != Some(0), "slots must be at least 1");
         let room = limit - settings.max_new_tokens;
         Ok(Self { max_prompt_tokens: settings.max_prompt_tokens.min(room), ..settings })
+    }
+
+    /// Refuses numbers that make no sense.
+    pub(super) fn check(&self) -> Result<()> {
+        ensure!(
+            self.temperature >= 0.0 && self.temperature.is_finite(),
+            "temperature must be 0 or more, not {}",
+            self.temperature
+        );
+        ensure!(self.top_p > 0.0 && self.top_p <= 1.0, "top_p must be in (0, 1], not {}", self.top_p);
+        ensure!(self.max_new_tokens > 0, "max_new_tokens must be at least 1");
+        ensure!(self.chunk_chars > 0, "chunk_chars must be at least 1");
+        Ok(())
     }
 }
 
@@ -422,6 +505,7 @@ fn precision(text: Option<&str>) -> Result<Precision> {
 
 /// Files of a model directory that decide what the model answers.
 fn hash_language_model(dir: &Path, spec: &CausalLmSpec) -> Result<String> {
+    let pair = pair_prompt(spec)?;
     let (mut spec, prompt) = recommended(dir, spec)?;
     // Where the files are and how many run at once changes no answer.
     (spec.path, spec.prompt, spec.slots, spec.device) = (String::new(), None, None, None);
@@ -444,7 +528,8 @@ fn hash_language_model(dir: &Path, spec: &CausalLmSpec) -> Result<String> {
         }
     }
     files.sort();
-    hash_files(&files, &format!("{settings}\n{}", prompt.hash()))
+    let pair = pair.map(|pair| format!("\n{}", pair.hash())).unwrap_or_default();
+    hash_files(&files, &format!("{settings}\n{}{pair}", prompt.hash()))
 }
 
 fn hash_files(files: &[PathBuf], extra: &str) -> Result<String> {

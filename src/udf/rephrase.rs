@@ -46,17 +46,17 @@ pub(super) async fn rephrase_all(
     model: &str,
     texts: &ArrayRef,
 ) -> Result<Vec<std::result::Result<Option<Rephrased>, String>>> {
-    let lm = models.language_model(model).await.map_err(external)?;
+    let speaker = models.speaker(model).await.map_err(external)?;
     let texts = texts.as_string::<i32>();
     let rows = (0..texts.len()).map(|i| {
-        let lm = &lm;
+        let speaker = &speaker;
         async move {
             if texts.is_null(i) {
                 return Ok(None);
             }
             let text = texts.value(i);
             let seed = |chunk| request_seed(models.seed(), "rephrase", model, text, chunk, 0);
-            rephrase(lm, &lm.engine, text, seed).await.map(Some)
+            rephrase(speaker, text, seed).await.map(Some)
         }
     });
     Ok(join_all(rows).await)

@@ -47,8 +47,8 @@ impl ModelFunction for RephraseDetail {
     }
     async fn call(&self, models: &Models, model: &str, args: &[ArrayRef]) -> Result<CallOutput> {
         let rows = rephrase_all(models, model, &args[0]).await?;
-        let lm = models.language_model(model).await.map_err(external)?;
-        let prompt_hash = lm.prompt.hash();
+        let speaker = models.speaker(model).await.map_err(external)?;
+        let prompt_hash = speaker.prompt().hash();
         let done: Vec<_> = rows.iter().map(|row| row.as_ref().ok().and_then(Option::as_ref)).collect();
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let given: Vec<bool> = rows.iter().map(|row| !matches!(row, Ok(None))).collect();
@@ -63,7 +63,7 @@ impl ModelFunction for RephraseDetail {
             Arc::new(done.iter().map(|r| r.map(|r| reason(r.finish))).collect::<StringArray>()),
             Arc::new(done.iter().map(|r| r.map(|r| r.truncated)).collect::<BooleanArray>()),
             Arc::new(rows.iter().map(|r| r.as_ref().err().map(String::as_str)).collect::<StringArray>()),
-            same(&lm.hash),
+            same(speaker.hash()),
             same(&prompt_hash),
         ];
         let output_tokens = done.iter().flatten().map(|r| r.output_tokens as u64).sum();

@@ -4,7 +4,12 @@
 //!
 //! A pair of which one part cannot be measured fails as a whole: a total without a part would not be comparable.
 
-use super::{CallOutput, ModelFunction, dataman, models::Models, rephrase::external};
+use super::{
+    CallOutput, ModelFunction, dataman,
+    models::Models,
+    rephrase::external,
+    structure_preserved::{ROLE, judge_all},
+};
 use crate::{
     rewards::repro_reward::{Measures, PartModel, Parts, RewardConfig, well_formed},
     text::{extract::extract, structure::preserved},
@@ -169,7 +174,7 @@ async fn f1_scores(
 }
 
 async fn structures(
-    _models: &Models,
+    models: &Models,
     config: &RewardConfig,
     texts: &[(&str, &str)],
     seen: &[bool],
@@ -177,8 +182,19 @@ async fn structures(
     if !config.structure.enabled {
         return Ok(vec![Ok(None); texts.len()]);
     }
+    let named = config.structure.model.as_deref();
+    let Some(model) = named.or_else(|| models.spec(ROLE).map(|_| ROLE)) else {
+        return Ok(model_free(texts, seen));
+    };
+    let wanted: Vec<(&str, &str)> = texts.iter().zip(seen).filter(|(_, seen)| **seen).map(|(pair, _)| *pair).collect();
+    let judged = judge_all(models, model, &wanted).await.context("the part `structure` of the reward")?;
+    let mut judged = judged.into_iter().map(|kept| kept.map(Some).map_err(|error| format!("structure: {error}")));
+    Ok(seen.iter().map(|seen| if *seen { judged.next().unwrap_or(Ok(None)) } else { Ok(None) }).collect())
+}
+
+fn model_free(texts: &[(&str, &str)], seen: &[bool]) -> Column<Option<bool>> {
     let rows: Vec<(&(&str, &str), &bool)> = texts.iter().zip(seen).collect();
-    Ok(rows.par_iter().map(|((original, rephrased), seen)| Ok(seen.then(|| preserved(original, rephrased)))).collect())
+    rows.par_iter().map(|((original, rephrased), seen)| Ok(seen.then(|| preserved(original, rephrased)))).collect()
 }
 
 /// See the file.
@@ -232,7 +248,7 @@ impl ModelFunction for ReproReward {
     fn model_argument(&self) -> (usize, &'static str) {
         (2, "rewards")
     }
-    fn check(&self, models: &Models, _: &str) -> Result<()> {
+    fn check_model(&self, models: &Models, _: &str) -> Result<()> {
         for PartModel { part, name, optional } in models.rewards().models() {
             if !optional && models.spec(&name).is_none() {
                 let names = models.names().join(", ");

@@ -2,9 +2,9 @@
 //! happen: neighbours that change a result, one bad row that fails others, a bad directory that is accepted.
 #![expect(clippy::unwrap_used, reason = "a test that cannot unwrap should fail")]
 
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
 use repro::{
-    engine::{DeviceSpec, Engine, EngineOptions, FinishReason, Precision, Request, RequestError, Sampling},
+    engine::{DeviceSpec, Engine, EngineOptions, FinishReason, FormatStep, Precision, Request, RequestError, Sampling},
     models::{decoder::Decoder, weights::Weights},
 };
 use std::{
@@ -420,4 +420,66 @@ async fn a_rollout_keeps_its_stop_token() {
     assert_eq!(engine.generate(ask()).await.unwrap().tokens, free[..first]);
     let kept = engine.rollout(ask()).await.unwrap();
     assert_eq!((kept.tokens, kept.finish), (free[..=first].to_vec(), FinishReason::Stop));
+}
+
+fn forced(ids: &[u32]) -> FormatStep {
+    FormatStep::Forced(ids.into())
+}
+
+fn one_of(ids: &[u32]) -> FormatStep {
+    FormatStep::OneOf(ids.into())
+}
+
+/// The likeliest of `ids` after `tokens`, by the whole-sequence forward pass.
+fn likeliest(decoder: &Decoder, tokens: &[u32], ids: &[u32]) -> u32 {
+    let tokens: Vec<i64> = tokens.iter().map(|&id| i64::from(id)).collect();
+    let hidden = decoder.hidden(&Tensor::from_slice(&tokens).unsqueeze(0), Kind::Float);
+    let row = Vec::<f32>::try_from(decoder.logits(&hidden).squeeze_dim(0).get(-1)).unwrap();
+    *ids.iter().max_by(|a, b| row[**a as usize].total_cmp(&row[**b as usize])).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_known_form_is_filled_with_the_likeliest_allowed_tokens() {
+    let format =
+        [forced(&[3, 4]), one_of(&[10, 20, 30]), forced(&[5]), one_of(&[11, 21]), one_of(&[7]), forced(&[8, 9])];
+    for model in MODELS {
+        let engine = start(model, 2);
+        let decoder = Decoder::from_dir(&golden(model), Device::Cpu, Kind::Float).unwrap();
+        let prompt = ids(&expected(model)("prompt", 2));
+        let mut wanted = prompt.clone();
+        for step in &format {
+            match step {
+                FormatStep::Forced(ids) => wanted.extend_from_slice(ids),
+                FormatStep::OneOf(ids) => wanted.push(likeliest(&decoder, &wanted, ids)),
+            }
+        }
+        // A stop token and a limit play no part.
+        let request =
+            Request { format: Some(format.clone().into()), stop: Arc::from([5]), ..request(prompt.clone(), 1) };
+        let before = engine.stats();
+        let others = (0..5).map(|seed| engine.generate(sampled(vec![seed + 1; 20], 12, seed.into())));
+        let (done, _) = tokio::join!(engine.generate(request.clone()), join_all(others));
+        let done = done.unwrap();
+        assert_eq!(done.tokens, wanted[prompt.len()..], "{model}");
+        assert_eq!(done.finish, FinishReason::Stop);
+        assert_eq!(engine.stats().output_tokens - before.output_tokens, 3 + 5 * 12, "one pass a choice");
+        let sampled = Request { sampling: Sampling { temperature: 2.0, top_p: 1.0, top_k: 0 }, ..request };
+        for seed in 0..8 {
+            let done = engine.generate(Request { seed, ..sampled.clone() }).await.unwrap().tokens;
+            assert!([10, 20, 30].contains(&done[2]) && [11, 21].contains(&done[4]) && done[6..] == [8, 9], "{done:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_form_without_a_choice_is_refused() {
+    let engine = start("qwen2", 1);
+    let with = |format: &[FormatStep]| Request { format: Some(format.into()), ..request(vec![1, 2], 4) };
+    for format in [&[][..], &[forced(&[1])], &[one_of(&[1]), one_of(&[])]] {
+        assert!(matches!(engine.generate(with(format)).await, Err(RequestError::NoChoice)));
+    }
+    let outside = engine.generate(with(&[one_of(&[1, 96])])).await;
+    assert!(matches!(outside, Err(RequestError::TokenOutOfRange { id: 96, .. })));
+    let long = engine.generate(with(&[one_of(&[1]), forced(&[1; 300])])).await;
+    assert!(matches!(long, Err(RequestError::TooLong { .. })));
 }

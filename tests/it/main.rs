@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot unwrap should fail")]
 
 mod cli;
+mod endpoint;
 mod engine;
 mod grpo;
 mod hub;
@@ -10,7 +11,9 @@ mod kill;
 mod layers;
 mod operator;
 mod recycle;
+mod remote;
 mod s3;
+mod scorers;
 mod session;
 mod storage;
 mod train;
