@@ -95,12 +95,13 @@ pub const MODEL_ARGUMENTS: &[(&str, usize, &str)] = &[
     ("rephrase", 1, "rephraser"),
     ("rephrase_detail", 1, "rephraser"),
     ("generate", 1, "rephraser"),
+    ("bertscore", 2, "bertscore"),
     ("fasttext_score", 2, "hq"),
     ("fasttext_label", 1, "hq"),
     ("token_count", 1, "rephraser"),
 ];
 /// Functions that run a language model, row by row.
-pub const LANGUAGE_MODEL_FUNCTIONS: &[&str] = &["rephrase", "rephrase_detail", "generate"];
+pub const LANGUAGE_MODEL_FUNCTIONS: &[&str] = &["rephrase", "rephrase_detail", "generate", "bertscore"];
 
 impl Plan {
     /// Reads and checks a pipeline file.
@@ -238,6 +239,11 @@ impl Builder<'_> {
                     &mut lm.path
                 }
                 ModelSpec::Fasttext(classifier) => &mut classifier.path,
+                ModelSpec::Encoder(encoder) => {
+                    let idf = encoder.idf.take();
+                    encoder.idf = idf.map(|p| PathBuf::from(resolve(self.file, &p.to_string_lossy())));
+                    &mut encoder.path
+                }
             };
             match made {
                 Some(_) if path.is_empty() => *path = self.made_path(name),

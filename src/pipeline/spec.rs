@@ -14,7 +14,10 @@ use super::{
         set::{Assignment, Names, interpolate},
     },
 };
-use crate::udf::models::{CausalLmSpec, FastTextSpec, ModelSpec};
+use crate::udf::{
+    encoder::EncoderSpec,
+    models::{CausalLmSpec, FastTextSpec, ModelSpec},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -304,7 +307,7 @@ fn models(tree: &Node, problems: &mut Problems) -> BTreeMap<String, Located<Opti
 }
 
 fn model(name: &str, node: &Node, problems: &mut Problems) -> Option<ModelSpec> {
-    const KINDS: &[&str] = &["causal_lm", "fasttext"];
+    const KINDS: &[&str] = &["causal_lm", "encoder", "fasttext"];
     let Value::Map(entries) = &node.value else {
         problems.add(&node.at, format!("the model `{name}` must be a mapping, e.g. {{ kind: causal_lm, path: … }}"));
         return None;
@@ -317,6 +320,7 @@ fn model(name: &str, node: &Node, problems: &mut Problems) -> Option<ModelSpec> 
     let rest = Node { at: node.at.clone(), value: Value::Map(rest) };
     match text_of(&kind.value).as_deref() {
         Some("causal_lm") => decode::<CausalLmSpec>(&rest, problems).map(ModelSpec::CausalLm),
+        Some("encoder") => decode::<EncoderSpec>(&rest, problems).map(ModelSpec::Encoder),
         Some("fasttext") => decode::<FastTextSpec>(&rest, problems).map(ModelSpec::Fasttext),
         Some(other) => {
             problems.add(&kind.value.at, format!("`{other}` is no kind of model{}", suggest(other, KINDS)));

@@ -1,4 +1,5 @@
 //! Measures of a document or a pair. Pure functions, one file each; no I/O, no Arrow. SQL functions and trainers share them.
 
+pub mod bertscore;
 pub mod fasttext;
 pub mod length;

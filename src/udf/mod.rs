@@ -7,10 +7,12 @@ use datafusion::logical_expr::ScalarUDF;
 use std::sync::Arc;
 
 mod args;
+pub mod bertscore;
 pub mod chunk;
 pub mod corrupt;
 pub mod corrupt_page;
 pub mod detokenise;
+pub mod encoder;
 pub mod fasttext_label;
 pub mod fasttext_score;
 pub mod generate;
@@ -34,6 +36,13 @@ pub trait ModelFunction: Send + Sync + std::fmt::Debug {
     fn return_type(&self) -> DataType;
     /// Which argument (if given) names the model, and the role used without it, e.g. (1, "rephraser").
     fn model_argument(&self) -> (usize, &'static str);
+    /// Whether the function can call that model; by default it must be a language model.
+    ///
+    /// # Errors
+    /// No model of that name, or one of another kind.
+    fn check_model(&self, models: &models::Models, name: &str) -> datafusion::error::Result<()> {
+        models.check_language_model(self.name(), name)
+    }
     /// Computes all rows of a batch concurrently; rows out = rows in, NULL where the row failed. `args` are the arguments without the
     /// model's name, all Utf8 and of one length. The operator calls this with distinct rows that hold no NULL.
     ///
@@ -60,7 +69,12 @@ pub struct CallOutput {
 
 /// All model functions, by name.
 pub fn model_functions() -> Vec<Arc<dyn ModelFunction>> {
-    vec![Arc::new(generate::Generate), Arc::new(rephrase::Rephrase), Arc::new(rephrase_detail::RephraseDetail)]
+    vec![
+        Arc::new(bertscore::BertScore),
+        Arc::new(generate::Generate),
+        Arc::new(rephrase::Rephrase),
+        Arc::new(rephrase_detail::RephraseDetail),
+    ]
 }
 
 /// All plain functions.

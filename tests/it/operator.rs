@@ -1,7 +1,7 @@
 //! The model operator: which calls are made, where the operator stands in a plan, what happens to rows that fail, order, bounds,
 //! cancellation.
 
-mod fake;
+pub mod fake;
 mod slt;
 
 use arrow::array::{ArrayRef, RecordBatch};
