@@ -204,9 +204,9 @@ fn settings_that_cannot_work_are_refused() {
 fn directories_that_are_not_whole_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let to = |name: &str| dir.path().join(name);
-    let copy = |name: &str| drop(std::fs::copy(golden("encoders", "bert").join(name), to(name)).unwrap());
+    let copy = |name: &str| std::fs::copy(golden("encoders", "bert").join(name), to(name)).unwrap();
     assert!(refused(dir.path(), &options(1)).contains("no config.json"));
-    copy("config.json");
+    let _ = copy("config.json");
     assert!(refused(dir.path(), &options(1)).contains("no model.safetensors"));
     std::fs::write(to("pytorch_model.bin"), b"x").unwrap();
     assert!(refused(dir.path(), &options(1)).contains("pickled weights (pytorch_model.bin)"));
@@ -214,7 +214,7 @@ fn directories_that_are_not_whole_are_refused() {
     assert!(refused(dir.path(), &options(1)).contains("not a whole safetensors file"));
     std::fs::copy(golden("decoders", "qwen3").join("model.safetensors"), to("model.safetensors")).unwrap();
     assert!(refused(dir.path(), &options(1)).contains("not an encoder of a supported family"));
-    copy("model.safetensors");
+    let _ = copy("model.safetensors");
     assert!(Encoder::start(dir.path(), &options(1)).is_ok());
     let config = std::fs::read_to_string(to("config.json")).unwrap();
     std::fs::write(to("config.json"), config.replace("\"intermediate_size\": 40", "\"intermediate_size\": 48"))

@@ -5,7 +5,7 @@
 //! norms stay in f32; products take bf16 inputs.
 
 use super::{
-    States,
+    Model, States,
     heads::{HeadScratch, Heads},
     positions::Tables,
 };
@@ -90,12 +90,8 @@ impl<E: Elem> Workspace<E> {
     }
 }
 
-impl<E: Elem> PackedEncoder<E> {
-    /// Hidden states of the sequences, one after the other. Each fits the model's positions.
-    ///
-    /// # Errors
-    /// No memory for a pass of that many tokens.
-    pub fn states(&mut self, sequences: &[&[u32]]) -> anyhow::Result<States<'_>> {
+impl<E: Elem> Model for PackedEncoder<E> {
+    fn states(&mut self, sequences: &[&[u32]]) -> anyhow::Result<States<'_>> {
         let rows: usize = sequences.iter().map(|s| s.len()).sum();
         if rows > self.work.rows {
             self.work = Workspace::new(&self.config, rows)?;
@@ -115,9 +111,11 @@ impl<E: Elem> PackedEncoder<E> {
         });
         Ok(States { data: &self.work.x, stride: self.width() })
     }
+}
 
+impl<E: Elem> PackedEncoder<E> {
     /// Row stride of the hidden states.
-    pub fn width(&self) -> usize {
+    fn width(&self) -> usize {
         self.config.hidden.next_multiple_of(gemm::INNER)
     }
 
