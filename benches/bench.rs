@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 
 mod parts {
+    pub mod bertscore;
     pub mod generate;
     pub mod grpo;
 }
@@ -27,7 +28,8 @@ fn main() {
     };
     let names: Vec<&str> = arguments.iter().map(String::as_str).filter(|a| !a.starts_with("--")).collect();
     type Bench = fn(&Options) -> anyhow::Result<()>;
-    let all: [(&str, Bench); 2] = [("generate", parts::generate::run), ("grpo", parts::grpo::run)];
+    let all: [(&str, Bench); 3] =
+        [("bertscore", parts::bertscore::run), ("generate", parts::generate::run), ("grpo", parts::grpo::run)];
     for (name, bench) in all {
         if names.is_empty() || names.contains(&name) {
             println!("{name}");

@@ -108,7 +108,7 @@ async fn once(engine: &Engine, work: &Work, sampling: Sampling) -> anyhow::Resul
 /// What memory bandwidth and the fastest matrix product seen would allow, if nothing else took time.
 fn limits(config: &DecoderConfig, work: &Work, smoke: bool) {
     let copy = copy_bandwidth(if smoke { 1 << 20 } else { 256 << 20 });
-    let flops = matmul_rate(if smoke { 64 } else { 2048 });
+    let flops = matmul_rate(if smoke { 64 } else { 2048 }, Kind::BFloat16);
     let (requests, new) = (work.requests as f64, work.new as f64);
     let prompt = work.prompt as f64;
     let head = (config.vocab_size * config.hidden) as f64;
@@ -164,9 +164,9 @@ fn copy_bandwidth(bytes: usize) -> f64 {
     best.fold(0.0, f64::max)
 }
 
-/// Floating-point operations per second of libtorch's bf16 product of square matrices, the best of several.
-fn matmul_rate(n: i64) -> f64 {
-    let a = tch::Tensor::randn([n, n], (Kind::Float, Device::Cpu)).to_kind(Kind::BFloat16);
+/// Floating-point operations per second of libtorch's product of square matrices of that kind, the best of several.
+pub fn matmul_rate(n: i64, kind: Kind) -> f64 {
+    let a = tch::Tensor::randn([n, n], (Kind::Float, Device::Cpu)).to_kind(kind);
     let best = (0..10).map(|_| {
         let start = Instant::now();
         let _ = a.matmul(&a);

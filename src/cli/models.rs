@@ -6,7 +6,7 @@ use super::{
     output::{Out, bytes, count},
 };
 use crate::{
-    models::{config::DecoderConfig, weights},
+    models::{config::DecoderConfig, encoder::config::EncoderConfig, weights},
     pipeline::assets,
     rewards::fasttext::FastText,
     storage::hub,
@@ -80,7 +80,11 @@ fn find(root: &Path) -> Result<Vec<PathBuf>> {
 pub fn card(path: &Path) -> Card {
     let name = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
     let known = match path {
-        _ if path.join("config.json").exists() => decoder(path),
+        _ if path.join("config.json").exists() => match EncoderConfig::is_encoder(path) {
+            Ok(true) => encoder(path),
+            Ok(false) => decoder(path),
+            Err(error) => Err(error),
+        },
         _ if path.join("model.bin").exists() => classifier(&path.join("model.bin")),
         _ if path.join("tokenizer.json").exists() => tokenizer(path),
         _ if path.is_file() => classifier(path),
@@ -120,6 +124,32 @@ fn decoder(path: &Path) -> Result<Card> {
             "{layers} layers of {hidden}, {heads}/{kv_heads} heads, {} tokens, {} positions",
             count(*vocab_size as u64),
             count(*max_positions as u64)
+        ),
+        obstacle,
+    })
+}
+
+fn encoder(path: &Path) -> Result<Card> {
+    let config = EncoderConfig::from_dir(path)?;
+    let parameters = config.parameters(config.layers) as u64;
+    let obstacle = match (weights::bytes_on_disk(path), Tokenizer::from_dir(path)) {
+        (Err(error), _) | (_, Err(error)) => Some(format!("{error:#}")),
+        (_, Ok(tokenizer)) if tokenizer.vocab_size() > config.vocab_size => {
+            let (has, holds) = (tokenizer.vocab_size(), config.vocab_size);
+            Some(format!("its tokenizer has {has} tokens, the model holds {holds}; they do not belong together"))
+        }
+        _ => memory_obstacle(parameters),
+    };
+    let EncoderConfig { hidden, layers, heads, vocab_size, .. } = &config;
+    let positions = config.limit().map_or("relative".to_owned(), |limit| count(limit as u64));
+    Ok(Card {
+        name: String::new(),
+        kind: format!("encoder ({})", format!("{:?}", config.arch).to_lowercase()),
+        parameters: Some(parameters),
+        size: disk(path),
+        detail: format!(
+            "{layers} layers of {hidden}, {heads} heads, {} tokens, {positions} positions",
+            count(*vocab_size as u64)
         ),
         obstacle,
     })

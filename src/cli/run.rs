@@ -79,8 +79,10 @@ pub fn faulty(problems: Problems) -> Failure {
 /// `--device` wins over what the pipeline says.
 pub fn place_models(models: &mut BTreeMap<String, ModelSpec>, device: Option<&str>) {
     for spec in models.values_mut() {
-        if let (ModelSpec::CausalLm(spec), Some(device)) = (spec, device) {
-            spec.device = Some(device.to_owned());
+        match (spec, device) {
+            (ModelSpec::CausalLm(spec), Some(device)) => spec.device = Some(device.to_owned()),
+            (ModelSpec::Encoder(spec), Some(device)) => spec.device = Some(device.to_owned()),
+            _ => {}
         }
     }
 }

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     catalog::session::{FailureSink, Failures, Session, SessionOptions, TableSource},
+    models::encoder::config::EncoderConfig,
     pipeline::{
         assets,
         plan::{Plan, Stage, external_table},
@@ -17,7 +18,10 @@ use crate::{
         sqlscan,
         stage::sql::InputTable,
     },
-    udf::models::{CausalLmSpec, FastTextSpec, ModelSpec, Models},
+    udf::{
+        encoder::EncoderSpec,
+        models::{CausalLmSpec, FastTextSpec, ModelSpec, Models},
+    },
 };
 use anyhow::{Context, Result};
 use std::{
@@ -114,7 +118,7 @@ impl Desk {
             None => None,
         };
         let mut models = plan.as_ref().map(|plan| plan.models.clone()).unwrap_or_else(assets::models);
-        models.extend(args.model.iter().map(|(name, path)| (name.clone(), model_at(path))));
+        models.extend(args.model.iter().map(|(name, path)| (name.clone(), model_at(name, path))));
         place_models(&mut models, args.device.as_deref());
         let rewards = plan.as_ref().map(|plan| plan.rewards.clone()).unwrap_or_default();
         let models = Models::with_rewards(models, plan.as_ref().map_or(42, |plan| plan.seed), rewards);
@@ -219,10 +223,15 @@ fn tally(errors: &Arc<Mutex<BTreeMap<String, u64>>>) -> FailureSink {
     Arc::new(move |_, error| *errors.lock().unwrap_or_else(PoisonError::into_inner).entry(error).or_default() += 1)
 }
 
-fn model_at(path: &str) -> ModelSpec {
-    let fasttext = [".bin", ".ftz"].iter().any(|end| path.ends_with(end));
-    match fasttext {
-        true => ModelSpec::Fasttext(FastTextSpec { path: path.to_owned() }),
-        false => ModelSpec::CausalLm(CausalLmSpec { path: path.to_owned(), ..CausalLmSpec::default() }),
+/// What stands at a path: a fastText file, an encoder, else a language model.
+fn model_at(name: &str, path: &str) -> ModelSpec {
+    let path = path.to_owned();
+    if [".bin", ".ftz"].iter().any(|end| path.ends_with(end)) {
+        return ModelSpec::Fasttext(FastTextSpec { path });
     }
+    // Remote directories are not read yet: there the name decides.
+    if name == "bertscore" || EncoderConfig::is_encoder(Path::new(&path)).unwrap_or(false) {
+        return ModelSpec::Encoder(EncoderSpec { path, ..EncoderSpec::default() });
+    }
+    ModelSpec::CausalLm(CausalLmSpec { path, ..CausalLmSpec::default() })
 }

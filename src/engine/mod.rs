@@ -6,8 +6,10 @@
 
 pub mod backend;
 pub mod cpu;
+pub mod encoder;
 mod memory;
 mod pages;
+mod pool;
 mod sampling;
 mod scheduler;
 mod sequence;

@@ -11,7 +11,7 @@ use super::{
     },
     memory,
     pages::PAGE,
-    scheduler,
+    pool, scheduler,
 };
 use crate::models::{config::DecoderConfig, decoder::Decoder, weights};
 use anyhow::{Context, bail, ensure};
@@ -30,6 +30,7 @@ struct Setup {
     device: Device,
     half: bool,
     isa: Isa,
+    /// 0: all cores.
     threads: usize,
     sizes: Sizes,
 }
@@ -53,15 +54,19 @@ fn setup(options: &EngineOptions) -> anyhow::Result<Setup> {
     ensure!(options.slots > 0, "`slots` must be at least 1");
     let isa = Isa::detect();
     let device = options.device.resolve()?;
-    let half = match options.precision {
+    let half = half(options.precision, device, isa);
+    let threads = options.threads;
+    let limits = Limits { rows: options.slots + PREFILL_ROWS, outputs: options.slots };
+    Ok(Setup { device, half, isa, threads, sizes: Sizes { slots: options.slots, limits } })
+}
+
+/// Whether that precision means bf16 here.
+pub fn half(precision: Precision, device: Device, isa: Isa) -> bool {
+    match precision {
         Precision::F32 => false,
         Precision::Bf16 => true,
         Precision::Auto => device.is_cuda() || isa.bf16 != Bf16::None,
-    };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = if options.threads == 0 { cores } else { options.threads };
-    let limits = Limits { rows: options.slots + PREFILL_ROWS, outputs: options.slots };
-    Ok(Setup { device, half, isa, threads, sizes: Sizes { slots: options.slots, limits } })
+    }
 }
 
 /// Refuses a model that cannot fit before anything of it is read.
@@ -89,12 +94,7 @@ fn launch_as<E: Elem>(decoder: Decoder, setup: Setup) -> anyhow::Result<Engine> 
         bail!("generation on CUDA is not part of this version; use device: cpu");
     }
     let config = decoder.config.clone();
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(setup.threads)
-        .thread_name(|i| format!("engine-{i}"))
-        .build()
-        .context("cannot start the engine's threads")?;
-    let pool = Arc::new(pool);
+    let pool = pool::threads(setup.threads)?;
     let model = CpuModel::<E>::new(decoder, setup.sizes, setup.isa, pool.clone())?;
     spawn(config, Box::new(model), setup.sizes.slots, pool)
 }

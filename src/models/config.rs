@@ -269,7 +269,7 @@ impl RopeScaling {
     }
 }
 
-fn read_object(path: &Path) -> anyhow::Result<Map<String, Value>> {
+pub(super) fn read_object(path: &Path) -> anyhow::Result<Map<String, Value>> {
     let bytes = std::fs::read(path).with_context(|| format!("{}: cannot read", path.display()))?;
     match serde_json::from_slice(&bytes).with_context(|| format!("{}: not valid JSON", path.display()))? {
         Value::Object(map) => Ok(map),
@@ -348,11 +348,11 @@ fn rope(json: &Map<String, Value>, max_positions: usize) -> anyhow::Result<(f64,
     Ok((theta, scaling))
 }
 
-fn size(json: &Map<String, Value>, key: &str) -> anyhow::Result<usize> {
+pub(super) fn size(json: &Map<String, Value>, key: &str) -> anyhow::Result<usize> {
     optional_size(json, key)?.with_context(|| format!("`{key}` is missing"))
 }
 
-fn optional_size(json: &Map<String, Value>, key: &str) -> anyhow::Result<Option<usize>> {
+pub(super) fn optional_size(json: &Map<String, Value>, key: &str) -> anyhow::Result<Option<usize>> {
     match json.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
@@ -363,7 +363,7 @@ fn optional_size(json: &Map<String, Value>, key: &str) -> anyhow::Result<Option<
     }
 }
 
-fn number(json: &Map<String, Value>, key: &str) -> anyhow::Result<Option<f64>> {
+pub(super) fn number(json: &Map<String, Value>, key: &str) -> anyhow::Result<Option<f64>> {
     match json.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => value.as_f64().map(Some).with_context(|| format!("`{key}` must be a number, found {value}")),

@@ -3,6 +3,7 @@
 pub mod config;
 pub mod decoder;
 pub mod device;
+pub mod encoder;
 pub mod packed;
 pub mod rope;
 pub mod weights;

@@ -23,9 +23,17 @@ impl Weights {
     /// # Errors
     /// No safetensors (a pickle file alone is refused, by name), a missing shard, a truncated file.
     pub fn load(dir: &Path, device: Device, kind: Kind) -> anyhow::Result<Self> {
+        Self::load_some(dir, device, kind, &|_| true)
+    }
+
+    /// The same, but only the tensors whose names `wanted` accepts are read.
+    ///
+    /// # Errors
+    /// As [`Weights::load`].
+    pub fn load_some(dir: &Path, device: Device, kind: Kind, wanted: &dyn Fn(&str) -> bool) -> anyhow::Result<Self> {
         let mut tensors = BTreeMap::new();
         for file in files(dir)? {
-            load_file(&file, device, kind, &mut tensors).with_context(|| file.display().to_string())?;
+            load_file(&file, (device, kind), wanted, &mut tensors).with_context(|| file.display().to_string())?;
         }
         Ok(Self { tensors })
     }
@@ -114,14 +122,37 @@ fn shards(dir: &Path, index: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn load_file(path: &Path, device: Device, kind: Kind, into: &mut BTreeMap<String, Tensor>) -> anyhow::Result<()> {
+/// Names of all tensors of a directory, without reading them.
+///
+/// # Errors
+/// As [`Weights::load`], as far as headers go.
+pub fn names(dir: &Path) -> anyhow::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for path in files(dir)? {
+        let file = File::open(&path).with_context(|| format!("{}: cannot open", path.display()))?;
+        // SAFETY: as in `load_file`.
+        let map = unsafe { memmap2::Mmap::map(&file) }.with_context(|| path.display().to_string())?;
+        names.extend(parse(&map).with_context(|| path.display().to_string())?.names().into_iter().map(str::to_owned));
+    }
+    Ok(names)
+}
+
+fn parse(bytes: &[u8]) -> anyhow::Result<SafeTensors<'_>> {
+    SafeTensors::deserialize(bytes)
+        .map_err(|e| anyhow::anyhow!("not a whole safetensors file ({e}); it may be cut off, download it again"))
+}
+
+fn load_file(
+    path: &Path,
+    (device, kind): (Device, Kind),
+    wanted: &dyn Fn(&str) -> bool,
+    into: &mut BTreeMap<String, Tensor>,
+) -> anyhow::Result<()> {
     let file = File::open(path).context("cannot open")?;
     // SAFETY: the map is read only and dropped before this function returns. Another process that cuts the file
     // meanwhile would end this one; model files are not written in place (see `save`).
     let map = unsafe { memmap2::Mmap::map(&file) }.context("cannot map into memory")?;
-    let parsed = SafeTensors::deserialize(&map)
-        .map_err(|e| anyhow::anyhow!("not a whole safetensors file ({e}); it may be cut off, download it again"))?;
-    for (name, view) in parsed.iter() {
+    for (name, view) in parse(&map)?.iter().filter(|(name, _)| wanted(name)) {
         let stored = match view.dtype() {
             Dtype::F32 => Kind::Float,
             Dtype::F16 => Kind::Half,

@@ -251,6 +251,10 @@ impl Builder<'_> {
                     models.insert(name.clone(), spec);
                     continue;
                 }
+                ModelSpec::Encoder(encoder) => {
+                    encoder.idf = encoder.idf.take().map(file);
+                    &mut encoder.path
+                }
             };
             match made {
                 Some(_) if path.is_empty() => *path = self.made_path(name),

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     rewards::repro_reward::RewardConfig,
     udf::{
+        encoder::EncoderSpec,
         models::{CausalLmSpec, FastTextSpec, ModelSpec},
         remote::RemoteSpec,
     },
@@ -314,7 +315,7 @@ fn models(tree: &Node, problems: &mut Problems) -> BTreeMap<String, Located<Opti
 }
 
 fn model(name: &str, node: &Node, problems: &mut Problems) -> Option<ModelSpec> {
-    const KINDS: &[&str] = &["causal_lm", "fasttext", "remote"];
+    const KINDS: &[&str] = &["causal_lm", "encoder", "fasttext", "remote"];
     let Value::Map(entries) = &node.value else {
         problems.add(&node.at, format!("the model `{name}` must be a mapping, e.g. {{ kind: causal_lm, path: … }}"));
         return None;
@@ -327,6 +328,7 @@ fn model(name: &str, node: &Node, problems: &mut Problems) -> Option<ModelSpec> 
     let rest = Node { at: node.at.clone(), value: Value::Map(rest) };
     match text_of(&kind.value).as_deref() {
         Some("causal_lm") => decode::<CausalLmSpec>(&rest, problems).map(ModelSpec::CausalLm),
+        Some("encoder") => decode::<EncoderSpec>(&rest, problems).map(ModelSpec::Encoder),
         Some("fasttext") => decode::<FastTextSpec>(&rest, problems).map(ModelSpec::Fasttext),
         Some("remote") => decode::<RemoteSpec>(&rest, problems).map(ModelSpec::Remote),
         Some(other) => {

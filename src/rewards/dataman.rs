@@ -148,7 +148,7 @@ mod tests {
             let error = format!("{:#}", parse(reply).unwrap_err());
             assert!(error.contains(with), "{error}");
         };
-        fails("", "1 lines instead of 15");
+        fails("", "0 lines instead of 15");
         fails("A\n5\n5", "3 lines");
         fails("P\n1\n1\n1\n1\n1\n1\n1\n1\n1\n1\n1\n1\n1\n1", "line 1");
         fails("AB\n1\n1\n1\n1\n1\n1\n1\n1\n1\n1\n1\n1\n1\n1", "line 1");

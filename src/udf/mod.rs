@@ -7,11 +7,13 @@ use datafusion::logical_expr::ScalarUDF;
 use std::sync::Arc;
 
 mod args;
+pub mod bertscore;
 pub mod chunk;
 pub mod corrupt;
 pub mod corrupt_page;
 pub mod dataman;
 pub mod detokenise;
+pub mod encoder;
 pub mod fasttext_label;
 pub mod fasttext_score;
 pub mod generate;
@@ -76,6 +78,7 @@ pub struct CallOutput {
 /// All model functions, by name.
 pub fn model_functions() -> Vec<Arc<dyn ModelFunction>> {
     vec![
+        Arc::new(bertscore::BertScore),
         Arc::new(dataman::Dataman),
         Arc::new(generate::Generate),
         Arc::new(rephrase::Rephrase),

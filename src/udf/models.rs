@@ -2,6 +2,7 @@
 
 use super::{
     dataman,
+    encoder::{self, EncoderSpec, TextEncoder},
     lm::Template,
     remote::{DEFAULT_CONCURRENCY, Endpoint, RemoteSpec, endpoint_hash},
     speaker::Speaker,
@@ -43,19 +44,10 @@ pub enum ModelSpec {
     CausalLm(CausalLmSpec),
     /// A text classifier.
     Fasttext(FastTextSpec),
+    /// A model that gives vectors, for `bertscore`.
+    Encoder(EncoderSpec),
     /// A language model behind an OpenAI-compatible endpoint.
     Remote(RemoteSpec),
-}
-
-impl ModelSpec {
-    /// For messages.
-    fn noun(&self) -> &'static str {
-        match self {
-            Self::CausalLm(_) => "a language model",
-            Self::Fasttext(_) => "a fastText classifier",
-            Self::Remote(_) => "a remote language model",
-        }
-    }
 }
 
 /// A generating language model in Hugging Face layout. What is not given comes from `repro.json` in the model directory (the settings its makers
@@ -89,6 +81,18 @@ pub struct CausalLmSpec {
     pub device: Option<String>,
     /// `auto` (default), `f32` or `bf16`.
     pub precision: Option<String>,
+}
+
+impl ModelSpec {
+    /// For messages.
+    fn noun(&self) -> &'static str {
+        match self {
+            Self::CausalLm(_) => "a language model",
+            Self::Fasttext(_) => "a fastText classifier",
+            Self::Encoder(_) => "an encoder",
+            Self::Remote(_) => "a remote language model",
+        }
+    }
 }
 
 /// A causal model's settings with nothing left open.
@@ -148,6 +152,7 @@ struct Entry {
     spec: ModelSpec,
     language: OnceCell<Arc<LanguageModel>>,
     fasttext: OnceCell<Arc<FastText>>,
+    encoder: OnceCell<Arc<TextEncoder>>,
     tokenizer: OnceCell<Tokenizer>,
     endpoint: OnceCell<Arc<Endpoint>>,
     dataman: OnceCell<Arc<dataman::Scorer>>,
@@ -180,6 +185,7 @@ impl Models {
             spec,
             language: OnceCell::new(),
             fasttext: OnceCell::new(),
+            encoder: OnceCell::new(),
             tokenizer: OnceCell::new(),
             endpoint: OnceCell::new(),
             dataman: OnceCell::new(),
@@ -267,6 +273,25 @@ impl Models {
         };
         entry.fasttext.get_or_try_init(load).await.cloned().with_context(|| format!("model `{name}`"))
     }
+    /// The encoder of that name.
+    ///
+    /// # Errors
+    /// There is none, it is of another kind, or it cannot be loaded.
+    pub async fn encoder(&self, name: &str) -> Result<Arc<TextEncoder>> {
+        let (entry, spec) = self.encoding(name)?;
+        let load = async || {
+            let dir = hub::resolve(&spec.path).await?;
+            encoder::load(dir, spec.clone(), self.hash(name).await?).await
+        };
+        entry.encoder.get_or_try_init(load).await.cloned().with_context(|| format!("model `{name}`"))
+    }
+    fn encoding(&self, name: &str) -> Result<(&Entry, &EncoderSpec)> {
+        let entry = self.entry(name)?;
+        match &entry.spec {
+            ModelSpec::Encoder(spec) => Ok((entry, spec)),
+            other => bail!("model `{name}` is {}, not an encoder (kind: encoder)", other.noun()),
+        }
+    }
     /// The tokenizer of a language model, without the model.
     pub async fn tokenizer(&self, name: &str) -> Result<Tokenizer> {
         let entry = self.entry(name)?;
@@ -296,6 +321,10 @@ impl Models {
                 blocking(move || hash_files(&[path], "")).await
             }
             ModelSpec::Remote(spec) => endpoint_hash(&spec),
+            ModelSpec::Encoder(spec) => {
+                let dir = hub::resolve(&spec.path).await?;
+                blocking(move || encoder::hash_encoder(&dir, &spec)).await
+            }
         };
         entry.hash.get_or_try_init(hash).await.cloned().with_context(|| format!("model `{name}`"))
     }
@@ -319,6 +348,15 @@ impl Models {
         };
         Err(datafusion::error::DataFusionError::Plan(format!("{function}: {fault}")))
     }
+    /// Whether `function` can call the model.
+    ///
+    /// # Errors
+    /// No model of that name, or not an encoder.
+    pub fn check_encoder(&self, function: &str, name: &str) -> datafusion::error::Result<()> {
+        self.encoding(name)
+            .map(|_| ())
+            .map_err(|e| datafusion::error::DataFusionError::Plan(format!("{function}: {e:#}")))
+    }
     /// Bounds the requests of all queries to one model: the permits and how many there are.
     pub fn permits(&self, name: &str) -> Option<(Arc<Semaphore>, usize)> {
         let entry = self.entries.get(name)?;
@@ -326,7 +364,7 @@ impl Models {
             let slots = match &entry.spec {
                 ModelSpec::CausalLm(spec) => spec.slots.unwrap_or(DEFAULT_SLOTS),
                 ModelSpec::Remote(spec) => spec.concurrency.unwrap_or(DEFAULT_CONCURRENCY),
-                ModelSpec::Fasttext(_) => DEFAULT_SLOTS,
+                ModelSpec::Fasttext(_) | ModelSpec::Encoder(_) => DEFAULT_SLOTS,
             };
             let count = (slots * REQUESTS_PER_SLOT).max(MIN_REQUESTS);
             (Arc::new(Semaphore::new(count)), count)
@@ -357,7 +395,7 @@ fn outside_runtime<T: Send + 'static>(work: impl AsyncFnOnce() -> Result<T> + Se
     std::thread::spawn(run).join().unwrap_or_else(|_| bail!("loading the model panicked"))
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.context("the loading thread panicked")?
 }
 
@@ -494,7 +532,8 @@ impl LmSettings {
     }
 }
 
-fn precision(text: Option<&str>) -> Result<Precision> {
+/// `auto`, `f32` or `bf16`.
+pub(super) fn precision(text: Option<&str>) -> Result<Precision> {
     match text {
         None | Some("auto") => Ok(Precision::Auto),
         Some("f32") => Ok(Precision::F32),
@@ -510,6 +549,12 @@ fn hash_language_model(dir: &Path, spec: &CausalLmSpec) -> Result<String> {
     // Where the files are and how many run at once changes no answer.
     (spec.path, spec.prompt, spec.slots, spec.device) = (String::new(), None, None, None);
     let settings = serde_json::to_string(&spec)?;
+    let pair = pair.map(|pair| format!("\n{}", pair.hash())).unwrap_or_default();
+    hash_files(&model_files(dir)?, &format!("{settings}\n{}{pair}", prompt.hash()))
+}
+
+/// Files of a model directory that decide what it computes, sorted.
+pub(super) fn model_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for item in std::fs::read_dir(dir).with_context(|| dir.display().to_string())? {
         let path = item?.path();
@@ -528,11 +573,11 @@ fn hash_language_model(dir: &Path, spec: &CausalLmSpec) -> Result<String> {
         }
     }
     files.sort();
-    let pair = pair.map(|pair| format!("\n{}", pair.hash())).unwrap_or_default();
-    hash_files(&files, &format!("{settings}\n{}{pair}", prompt.hash()))
+    Ok(files)
 }
 
-fn hash_files(files: &[PathBuf], extra: &str) -> Result<String> {
+/// Hash of the files' contents and something more (hex blake3).
+pub(super) fn hash_files(files: &[PathBuf], extra: &str) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(extra.as_bytes());
     let mut buffer = vec![0; 1 << 20];

@@ -14,7 +14,7 @@ use crate::{
     rewards::repro_reward::{Measures, PartModel, Parts, RewardConfig, well_formed},
     text::{extract::extract, structure::preserved},
 };
-use anyhow::{Context, bail};
+use anyhow::Context;
 use arrow::{
     array::{ArrayRef, AsArray, Float64Array, StructArray},
     buffer::NullBuffer,
@@ -167,10 +167,14 @@ async fn f1_scores(
     if !config.bertscore.enabled || !seen.contains(&true) {
         return Ok(vec![Ok(None); texts.len()]);
     }
-    let _ = models;
-    bail!(
-        "the part `bertscore` of the reward: this version has no encoders; switch it off: rewards: {{ bertscore: {{ enabled: false }} }}"
-    )
+    let encoder = models.encoder(&config.bertscore.model).await.context("the part `bertscore` of the reward")?;
+    let asked = texts.iter().zip(seen).filter(|(_, seen)| **seen);
+    let wanted = asked.map(|((original, rephrased), _)| ((*rephrased).to_owned(), (*original).to_owned())).collect();
+    let scored = encoder.score(wanted).await;
+    let mut scored = scored
+        .into_iter()
+        .map(|row| row.map(|score| Some(f64::from(score.f1))).map_err(|error| format!("bertscore: {error}")));
+    Ok(seen.iter().map(|seen| if *seen { scored.next().unwrap_or(Ok(None)) } else { Ok(None) }).collect())
 }
 
 async fn structures(

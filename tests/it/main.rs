@@ -1,7 +1,9 @@
 //! One integration binary; a file per area.
 #![expect(clippy::unwrap_used, reason = "a test that cannot unwrap should fail")]
 
+mod bertscore;
 mod cli;
+mod encoder;
 mod endpoint;
 mod engine;
 mod grpo;

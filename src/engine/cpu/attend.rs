@@ -35,6 +35,20 @@ pub struct View<'a, E> {
     pub dim: usize,
 }
 
+/// Added to the scores of a call: `rows[q · stride + position]`, or nothing.
+#[derive(Clone, Copy)]
+pub struct Bias {
+    /// First query's row; null: no bias.
+    pub rows: *const f32,
+    /// Floats from query to query.
+    pub stride: usize,
+}
+
+impl Bias {
+    /// Adds nothing.
+    pub const NONE: Self = Self { rows: std::ptr::null(), stride: 0 };
+}
+
 /// Scratch of one thread.
 pub struct Scratch<E> {
     /// Queries [QUERIES, D].
@@ -108,6 +122,23 @@ impl<E: Elem> Scratch<E> {
     /// # Safety
     /// The view is valid for the largest limit, `reserve` was called for it, and nobody writes those positions meanwhile.
     pub unsafe fn attend(&mut self, vector: Vector, kernels: Kernels<E>, view: &View<E>, limits: &[usize], scale: f32) {
+        // SAFETY: passed on; no bias is read.
+        unsafe { self.attend_biased(vector, kernels, view, limits, scale, Bias::NONE) }
+    }
+
+    /// The same with something added to the scores before they are scaled.
+    ///
+    /// # Safety
+    /// As [`Scratch::attend`]; the bias has a row for each query, of the largest limit rounded up to 16.
+    pub unsafe fn attend_biased(
+        &mut self,
+        vector: Vector,
+        kernels: Kernels<E>,
+        view: &View<E>,
+        limits: &[usize],
+        scale: f32,
+        bias: Bias,
+    ) {
         let longest = limits.iter().copied().max().unwrap_or(0);
         let stride = view.pages.len() * PAGE;
         let (scores, weights) = (self.scores.as_mut_ptr(), self.weights.as_mut_ptr());
@@ -115,6 +146,9 @@ impl<E: Elem> Scratch<E> {
         unsafe {
             (kernels.scores)(view, self.queries.as_ptr(), limits.len(), longest, scores, stride);
             for (q, &limit) in limits.iter().enumerate() {
+                if !bias.rows.is_null() {
+                    rows::add(vector, bias.rows.add(q * bias.stride), scores.add(q * stride), limit);
+                }
                 self.norms[q] =
                     softmax::<E>(vector, scores.add(q * stride), weights.add(q * stride), limit, longest, scale);
             }

@@ -78,6 +78,21 @@ pub enum Finish<E> {
     Add(Shared<f32>, usize),
     /// Pairs are (gate, up): `out[row, 16 · pair + lane] = silu(gate) · up`.
     SiluMul(Shared<E>, usize),
+    /// `out[row, column] = map(value + bias)`.
+    Map(Shared<E>, usize, Map),
+}
+
+/// What [`Finish::Map`] applies to each number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Map {
+    /// Nothing.
+    Same,
+    /// `x · Φ(x)`, Φ to 1.5e-7 (Abramowitz and Stegun 7.1.26).
+    Gelu,
+    /// `x · σ(2 · sqrt(2/π) · (x + 0.044715 · x³))`, the tanh form of the same.
+    GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
 }
 
 /// One activation matrix: address, row stride, rows.
@@ -197,6 +212,10 @@ impl<E: Elem> Packed<E> {
                         Finish::SiluMul(out, stride) => {
                             silu_mul::<E>(isa.vector, &block.0, rows, out.at(first * stride + pair * LANES), stride);
                         }
+                        Finish::Map(out, stride, map) => {
+                            let out = (out.at(first * stride + pair * 2 * LANES), stride);
+                            mapped::<E>(isa.vector, &block.0, rows, bias, out, map);
+                        }
                     }
                 }
             }
@@ -263,6 +282,70 @@ unsafe fn silu_mul_rows<S: Simd, E: Elem>(block: &[f32], rows: usize, out: *mut 
 vectorised!(
     /// out = silu(gate) · up, the gated feed-forward layer of these families
     silu_mul => silu_mul_rows::<E: Elem>(block: &[f32], rows: usize, out: *mut E, stride: usize));
+
+#[inline(always)]
+unsafe fn mapped_rows<S: Simd, E: Elem>(
+    block: &[f32],
+    rows: usize,
+    bias: *const f32,
+    (out, stride): (*mut E, usize),
+    map: Map,
+) {
+    // SAFETY: `rows` rows of 32 in both.
+    unsafe {
+        for row in 0..rows {
+            for half in 0..2 {
+                let mut v = S::load(block.as_ptr().add((row * 2 + half) * LANES));
+                if !bias.is_null() {
+                    v = S::add(v, S::load(bias.add(half * LANES)));
+                }
+                let v = match map {
+                    Map::Same => v,
+                    Map::Gelu => gelu::<S>(v),
+                    Map::GeluTanh => gelu_tanh::<S>(v),
+                    Map::Relu => S::max(v, S::splat(0.0)),
+                };
+                E::store::<S>(out.add(row * stride + half * LANES), v);
+            }
+        }
+    }
+}
+vectorised!(
+    /// out = map(block + bias)
+    mapped => mapped_rows::<E: Elem>(block: &[f32], rows: usize, bias: *const f32, out: (*mut E, usize), map: Map));
+
+/// With y = |x| / √2 and erfc(y) ≈ poly(t) · e^(-y²), t = 1 / (1 + 0.3275911 y): max(x, 0) - |x| / 2 · erfc(y).
+#[inline(always)]
+unsafe fn gelu<S: Simd>(x: S::V) -> S::V {
+    const POLYNOMIAL: [f32; 5] = [1.061_405_4, -1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6];
+    // SAFETY: the caller vouches for the instruction set.
+    unsafe {
+        let size = S::max(x, S::mul(x, S::splat(-1.0)));
+        let one = S::splat(1.0);
+        let t = S::div(one, S::fma(size, S::splat(0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2), one));
+        let mut p = S::splat(POLYNOMIAL[0]);
+        let mut i = 1;
+        while i < POLYNOMIAL.len() {
+            p = S::fma(p, t, S::splat(POLYNOMIAL[i]));
+            i += 1;
+        }
+        let e = S::exp(S::mul(S::mul(x, x), S::splat(-0.5)));
+        let tail = S::mul(S::mul(S::mul(p, t), e), S::mul(size, S::splat(-0.5)));
+        S::add(S::max(x, S::splat(0.0)), tail)
+    }
+}
+
+#[inline(always)]
+unsafe fn gelu_tanh<S: Simd>(x: S::V) -> S::V {
+    // -2 · sqrt(2/π)
+    const FACTOR: f32 = -1.595_769;
+    // SAFETY: the caller vouches for the instruction set.
+    unsafe {
+        let one = S::splat(1.0);
+        let inner = S::mul(x, S::fma(S::mul(x, x), S::splat(0.044_715), one));
+        S::div(x, S::add(one, S::exp(S::mul(inner, S::splat(FACTOR)))))
+    }
+}
 
 unsafe fn nothing() {}
 
@@ -350,4 +433,44 @@ pub fn bf16_portable_kernel() -> Kernel<u16> {
         }
     }
     Kernel { before: nothing, block, after: nothing }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values of x · Φ(x) from the definition, with erf by its series in f64.
+    fn exact(x: f64) -> f64 {
+        let y = x / std::f64::consts::SQRT_2;
+        let mut term = y;
+        let mut sum = y;
+        for n in 1..200 {
+            term *= -y * y / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        x * 0.5 * (1.0 + sum * 2.0 / std::f64::consts::PI.sqrt())
+    }
+
+    #[test]
+    fn activations_are_those_of_their_definitions() {
+        let inputs: Vec<f32> = (0..1024).map(|i| (i as f32 - 512.0) / 100.0).collect();
+        for vector in [Vector::Portable, Isa::detect().vector] {
+            for map in [Map::Same, Map::Gelu, Map::GeluTanh, Map::Relu] {
+                let mut out = vec![0f32; 1024];
+                // SAFETY: 32 rows of 32 in both; the vectors were detected.
+                unsafe { mapped::<f32>(vector, &inputs, 32, std::ptr::null(), (out.as_mut_ptr(), 32), map) }
+                for (&x, &y) in inputs.iter().zip(&out) {
+                    let x = f64::from(x);
+                    let tanh = (0.797_884_560_802_865_4 * (x + 0.044715 * x * x * x)).tanh();
+                    let expected = match map {
+                        Map::Same => x,
+                        Map::Gelu => exact(x),
+                        Map::GeluTanh => 0.5 * x * (1.0 + tanh),
+                        Map::Relu => x.max(0.0),
+                    };
+                    assert!((f64::from(y) - expected).abs() < 2e-6, "{vector:?} {map:?} {x}: {y}, not {expected}");
+                }
+            }
+        }
+    }
 }

@@ -35,7 +35,15 @@ struct Out([f32; BLOCK * 2 * LANES]);
 /// One block product of `rows` rows.
 fn block<E: Elem>(kernel: Kernel<E>, x: &[E], w: &[E], rows: usize, inner: usize) -> Vec<f32> {
     let mut out = Out([f32::NAN; BLOCK * 2 * LANES]);
-    let args = Args { x: x.as_ptr(), x_stride: inner, rows, w: w.as_ptr(), panel: LANES * inner, inner, out: out.0.as_mut_ptr() };
+    let args = Args {
+        x: x.as_ptr(),
+        x_stride: inner,
+        rows,
+        w: w.as_ptr(),
+        panel: LANES * inner,
+        inner,
+        out: out.0.as_mut_ptr(),
+    };
     // SAFETY: BLOCK rows of `inner`, two panels, a block of results; the kernel fits the processor.
     unsafe {
         (kernel.before)();
@@ -76,7 +84,8 @@ impl<E: Elem> Cache<E> {
         for position in 0..3 * PAGE {
             let (key, value) = (numbers::<E>(rng, dim), numbers::<E>(rng, dim));
             let page = cache.pages[position / PAGE] as usize;
-            let (k, v) = (cache.keys[page * PAGE * dim..].as_mut_ptr(), cache.values[page * PAGE * wide..].as_mut_ptr());
+            let (k, v) =
+                (cache.keys[page * PAGE * dim..].as_mut_ptr(), cache.values[page * PAGE * wide..].as_mut_ptr());
             // SAFETY: the page's blocks of the only head.
             unsafe { attend::write(k, v, position, &key, &value) }
         }

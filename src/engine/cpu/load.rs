@@ -46,7 +46,7 @@ impl<E: Elem> CpuModel<E> {
     pub fn new(decoder: Decoder, sizes: Sizes, isa: Isa, pool: Arc<rayon::ThreadPool>) -> anyhow::Result<Self> {
         let Decoder { config, mut weights } = decoder;
         let pages = cache_pages::<E>(&config, sizes)?;
-        let mut take = Source::<E> { weights: &mut weights, kind: std::marker::PhantomData };
+        let mut take = Source::<E>::new(&mut weights);
         let embedding = take.take("model.embed_tokens.weight")?;
         let head = if config.tied_embeddings { embedding.shallow_clone() } else { take.take("lm_head.weight")? };
         let head = Packed::stacked(&[slice::<E>(&head)], config.hidden, Vec::new())?;
@@ -209,31 +209,47 @@ impl Block {
 }
 
 /// Hands tensors out of the map, so that each is freed once packed.
-struct Source<'a, E> {
+pub struct Source<'a, E> {
     weights: &'a mut Weights,
     kind: std::marker::PhantomData<E>,
 }
 
-impl<E: Elem> Source<'_, E> {
-    fn take(&mut self, name: &str) -> anyhow::Result<Tensor> {
+impl<'a, E: Elem> Source<'a, E> {
+    /// Over these weights.
+    pub fn new(weights: &'a mut Weights) -> Self {
+        Self { weights, kind: std::marker::PhantomData }
+    }
+
+    /// The tensor as contiguous numbers of [`Elem::KIND`].
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn take(&mut self, name: &str) -> anyhow::Result<Tensor> {
         let tensor = self.weights.tensors.remove(name).with_context(|| format!("the weights have no `{name}`"))?;
         Ok(tensor.f_to_kind(E::KIND)?.f_contiguous()?)
     }
 
     /// As f32, padded with zeros to whole vectors.
-    fn norm(&mut self, name: &str) -> anyhow::Result<Vec<f32>> {
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn norm(&mut self, name: &str) -> anyhow::Result<Vec<f32>> {
         let mut values = floats(&self.take(name)?)?;
         values.resize(values.len().next_multiple_of(INNER), 0.0);
         Ok(values)
     }
 }
 
-fn floats(tensor: &Tensor) -> anyhow::Result<Vec<f32>> {
+/// All numbers of a tensor as f32.
+///
+/// # Errors
+/// libtorch's.
+pub fn floats(tensor: &Tensor) -> anyhow::Result<Vec<f32>> {
     Ok(Vec::try_from(tensor.f_to_kind(Kind::Float)?.f_reshape([-1])?)?)
 }
 
 /// The numbers of a contiguous CPU tensor of [`Elem::KIND`].
-fn slice<E: Elem>(tensor: &Tensor) -> &[E] {
+pub fn slice<E: Elem>(tensor: &Tensor) -> &[E] {
     assert!(tensor.kind() == E::KIND && tensor.is_contiguous(), "tensors come from `Source::take`");
     // SAFETY: contiguous CPU memory of `numel` elements of E's type, alive as long as the tensor is borrowed.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }

@@ -208,6 +208,23 @@ impl<E: Elem> CpuModel<E> {
         }
     }
 
+    /// The residual stream of the last step's rows after the last block, and the row stride.
+    pub fn residual(&self) -> (&[f32], usize) {
+        (&self.work.x, self.width())
+    }
+
+    /// The final norm of one row of [`CpuModel::residual`] to `out`, of the same width.
+    pub fn final_norm(&self, row: &[f32], out: &mut [f32]) {
+        let wide = self.width();
+        assert!(row.len() == wide && out.len() == wide, "rows of the residual stream");
+        let eps = self.config.rms_eps as f32;
+        // SAFETY: rows and weights are padded to 32.
+        unsafe {
+            let (x, w) = (row.as_ptr(), self.final_norm.as_ptr());
+            rows::norm::<f32>(self.isa.vector, x, w, out.as_mut_ptr(), self.config.hidden, eps);
+        }
+    }
+
     /// Final norm and output matrix of the wanted rows.
     fn project(&mut self, outputs: &[usize]) {
         let (isa, wide, eps) = (self.isa, self.width(), self.config.rms_eps as f32);

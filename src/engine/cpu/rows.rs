@@ -26,6 +26,100 @@ vectorised!(
     /// RMS norm of a row.
     norm => norm_row::<E: Elem>(x: *const f32, w: *const f32, out: *mut E, n: usize, eps: f32));
 
+/// A layer norm's parameters, each padded to whole vectors with zeros.
+#[derive(Clone, Copy)]
+pub struct LayerNorm<'a> {
+    /// Factor.
+    pub weight: &'a [f32],
+    /// Summand.
+    pub bias: &'a [f32],
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+/// `x = w · (x - mean) / sqrt(var + eps) + b` in place, and the same to `out`, over `n` numbers; rows are padded to a multiple of 16 with
+/// zeros, and stay so.
+#[inline(always)]
+unsafe fn layer_norm_row<S: Simd, E: Elem>(x: *mut f32, norm: LayerNorm<'_>, out: *mut E, n: usize) {
+    // SAFETY: four rows of `n` rounded up to 16.
+    unsafe {
+        let mut sum = S::splat(0.0);
+        for i in (0..n).step_by(LANES) {
+            sum = S::add(sum, S::load(x.add(i)));
+        }
+        let mean = S::sum(sum) / n as f32;
+        let minus = S::splat(-mean);
+        let mut squares = S::splat(0.0);
+        for i in (0..n).step_by(LANES) {
+            let v = S::add(S::load(x.add(i)), minus);
+            squares = S::fma(v, v, squares);
+        }
+        // The padding's zeros were counted as -mean.
+        let padding = (n.next_multiple_of(LANES) - n) as f32;
+        let variance = (S::sum(squares) - padding * mean * mean).max(0.0) / n as f32;
+        let scale = S::splat(1.0 / (variance + norm.eps).sqrt());
+        for i in (0..n).step_by(LANES) {
+            let v = S::mul(S::add(S::load(x.add(i)), minus), scale);
+            let v = S::fma(v, S::load(norm.weight.as_ptr().add(i)), S::load(norm.bias.as_ptr().add(i)));
+            S::store(x.add(i), v);
+            E::store::<S>(out.add(i), v);
+        }
+    }
+}
+vectorised!(
+    /// Layer norm of a row.
+    layer_norm => layer_norm_row::<E: Elem>(x: *mut f32, norm: LayerNorm<'_>, out: *mut E, n: usize));
+
+/// `out = x / |x|` over `n` numbers; rows are padded to a multiple of 16 with zeros. Returns |x|.
+#[inline(always)]
+unsafe fn unit_row<S: Simd>(x: *const f32, out: *mut f32, n: usize) -> f32 {
+    // SAFETY: two rows of `n` rounded up to 16.
+    unsafe {
+        let mut squares = S::splat(0.0);
+        for i in (0..n).step_by(LANES) {
+            let v = S::load(x.add(i));
+            squares = S::fma(v, v, squares);
+        }
+        let size = S::sum(squares).sqrt();
+        let scale = S::splat(1.0 / size);
+        for i in (0..n).step_by(LANES) {
+            S::store(out.add(i), S::mul(S::load(x.add(i)), scale));
+        }
+        size
+    }
+}
+vectorised!(
+    /// A row of length one, and the length it had.
+    unit => unit_row(x: *const f32, out: *mut f32, n: usize) -> f32);
+
+/// `out = max(a, b)` over `n` numbers, a multiple of 16.
+#[inline(always)]
+unsafe fn max_row<S: Simd>(a: *const f32, b: *const f32, out: *mut f32, n: usize) {
+    // SAFETY: three rows of `n`.
+    unsafe {
+        for i in (0..n).step_by(LANES) {
+            S::store(out.add(i), S::max(S::load(a.add(i)), S::load(b.add(i))));
+        }
+    }
+}
+vectorised!(
+    /// The larger number of each place.
+    max => max_row(a: *const f32, b: *const f32, out: *mut f32, n: usize));
+
+/// `out += x` over `n` numbers, of which whole vectors may be touched.
+#[inline(always)]
+unsafe fn add_row<S: Simd>(x: *const f32, out: *mut f32, n: usize) {
+    // SAFETY: two rows of `n` rounded up to 16.
+    unsafe {
+        for i in (0..n).step_by(LANES) {
+            S::store(out.add(i), S::add(S::load(out.add(i)), S::load(x.add(i))));
+        }
+    }
+}
+vectorised!(
+    /// Adds a row.
+    add => add_row(x: *const f32, out: *mut f32, n: usize));
+
 /// How one head is normed and turned.
 pub struct Head<'a> {
     /// Its RMS norm, if the family has one.
