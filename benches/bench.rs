@@ -4,6 +4,7 @@
 
 mod parts {
     pub mod generate;
+    pub mod pack;
 }
 
 /// What the command line asks for.
@@ -14,6 +15,8 @@ pub struct Options {
     pub case: String,
     /// `--work=REQUESTS,PROMPT,NEW` instead of the benchmark's own.
     pub work: Vec<usize>,
+    /// `--keep=DIRECTORY` for what a peer is to work on.
+    pub keep: String,
 }
 
 fn main() {
@@ -22,11 +25,12 @@ fn main() {
     let options = Options {
         smoke: arguments.iter().any(|a| a == "--smoke"),
         case: value("--case="),
+        keep: value("--keep="),
         work: value("--work=").split(',').filter_map(|n| n.parse().ok()).collect(),
     };
     let names: Vec<&str> = arguments.iter().map(String::as_str).filter(|a| !a.starts_with("--")).collect();
     type Bench = fn(&Options) -> anyhow::Result<()>;
-    let all: [(&str, Bench); 1] = [("generate", parts::generate::run)];
+    let all: [(&str, Bench); 2] = [("generate", parts::generate::run), ("pack", parts::pack::run)];
     for (name, bench) in all {
         if names.is_empty() || names.contains(&name) {
             println!("{name}");

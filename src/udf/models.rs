@@ -9,7 +9,7 @@ use crate::{
         chat::ChatTemplate,
         chunk::Boundary,
         prompt::{MARKER, Prompt},
-        tokenizer::Tokenizer,
+        tokenizer::{Tokenizer, tokenizer_json},
     },
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -37,6 +37,17 @@ pub enum ModelSpec {
     CausalLm(CausalLmSpec),
     /// A text classifier.
     Fasttext(FastTextSpec),
+    /// A tokenizer without a model, for `token_count` and `pack`.
+    Tokenizer(TokenizerSpec),
+}
+
+/// A tokenizer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenizerSpec {
+    /// A directory with `tokenizer.json` (local, `hf://`, `s3://`), such a file itself, or a tiktoken rank file with the split of GPT-2
+    /// (`*.tiktoken`).
+    pub path: String,
 }
 
 /// A generating language model in Hugging Face layout. What is not given comes from `repro.json` in the model directory (the settings its makers
@@ -182,6 +193,9 @@ impl Models {
             ModelSpec::Fasttext(_) => {
                 bail!("model `{name}` is a fastText classifier, not a language model (kind: causal_lm)")
             }
+            ModelSpec::Tokenizer(_) => {
+                bail!("model `{name}` is a tokenizer, not a language model (kind: causal_lm)")
+            }
         }
     }
 
@@ -195,7 +209,7 @@ impl Models {
     pub async fn fasttext(&self, name: &str) -> Result<Arc<FastText>> {
         let entry = self.entry(name)?;
         let ModelSpec::Fasttext(spec) = &entry.spec else {
-            bail!("model `{name}` is a language model, not a fastText classifier (kind: fasttext)");
+            bail!("model `{name}` is not a fastText classifier (kind: fasttext)");
         };
         let load = async || {
             let path = hub::resolve(&spec.path).await?;
@@ -203,11 +217,15 @@ impl Models {
         };
         entry.fasttext.get_or_try_init(load).await.cloned().with_context(|| format!("model `{name}`"))
     }
-    /// The tokenizer of a language model, without the model.
+    /// The tokenizer of a language model, without the model; or a tokenizer of its own.
     pub async fn tokenizer(&self, name: &str) -> Result<Tokenizer> {
-        let (entry, spec) = self.causal(name)?;
+        let entry = self.entry(name)?;
+        let path = match &entry.spec {
+            ModelSpec::Tokenizer(spec) => &spec.path,
+            _ => &self.causal(name)?.1.path,
+        };
         let load = async || {
-            let dir = hub::resolve_tokenizer(&spec.path).await?;
+            let dir = hub::resolve_tokenizer(path).await?;
             blocking(move || Tokenizer::from_dir(&dir)).await
         };
         entry.tokenizer.get_or_try_init(load).await.cloned().with_context(|| format!("model `{name}`"))
@@ -223,6 +241,10 @@ impl Models {
             ModelSpec::Fasttext(spec) => {
                 let path = hub::resolve(&spec.path).await?;
                 blocking(move || hash_files(&[path], "")).await
+            }
+            ModelSpec::Tokenizer(spec) => {
+                let path = hub::resolve_tokenizer(&spec.path).await?;
+                blocking(move || Ok(blake3::hash(&tokenizer_json(&path)?).to_hex().to_string())).await
             }
         };
         entry.hash.get_or_try_init(hash).await.cloned().with_context(|| format!("model `{name}`"))
@@ -248,7 +270,7 @@ impl Models {
         let permits = entry.permits.get_or_init(|| {
             let slots = match &entry.spec {
                 ModelSpec::CausalLm(spec) => spec.slots.unwrap_or(DEFAULT_SLOTS),
-                ModelSpec::Fasttext(_) => DEFAULT_SLOTS,
+                ModelSpec::Fasttext(_) | ModelSpec::Tokenizer(_) => DEFAULT_SLOTS,
             };
             let count = (slots * REQUESTS_PER_SLOT).max(MIN_REQUESTS);
             (Arc::new(Semaphore::new(count)), count)

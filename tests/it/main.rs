@@ -8,6 +8,7 @@ mod ingest;
 mod kill;
 mod layers;
 mod operator;
+mod pack;
 mod recycle;
 mod s3;
 mod session;
