@@ -219,7 +219,7 @@ async fn memory_and_interruptions_change_nothing() {
         let texts = InputTable::Managed { location: case.location.clone(), table: "texts".to_owned() };
         match pack::run(&config, &[("texts".to_owned(), texts)], &cx).await {
             Ok(manifest) => break manifest,
-            Err(error) => assert!(error.to_string().contains("stopped"), "{error:#}"),
+            Err(error) => assert!(format!("{error:#}").contains("stopped"), "{error:#}"),
         }
         stopped += 1;
     };

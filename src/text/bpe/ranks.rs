@@ -6,8 +6,8 @@ use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 
-/// Longest token that gets a merge in a `tokenizer.json`.
-const LONGEST: usize = 1 << 16;
+/// Longest token whose usual merge is looked for, which takes the square of its length.
+const LONGEST: usize = 1024;
 
 /// A rank file.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl Ranks {
     }
 
     /// The same vocabulary as a `tokenizer.json`, for transformers and for model directories. Tokens of the shape `<|…|>` are marked special. A
-    /// token gets the one merge by which it is first made.
+    /// token gets a merge for every pair of tokens that it can be cut into, first the one by which it is usually made: tiktoken merges them all.
     ///
     /// # Errors
     /// As [`Ranks::encoder`].
@@ -64,10 +64,12 @@ impl Ranks {
         let spelled = |word: &[u8]| json::spell(word);
         let vocab: serde_json::Map<String, Value> = tokens.iter().map(|(w, id)| (spelled(w), (*id).into())).collect();
         let mut merges = Vec::new();
-        for (word, rank) in tokens.iter().filter(|(word, _)| word.len() > 1 && word.len() < LONGEST) {
-            if let Some(cut) = self.last_merge(word, *rank) {
-                merges.push(json!([spelled(&word[..cut]), spelled(&word[cut..])]));
-            }
+        for (word, rank) in &tokens {
+            let usual = if word.len() <= LONGEST { self.last_merge(word, *rank) } else { None };
+            let others = (1..word.len()).filter(|cut| Some(*cut) != usual);
+            let pair = |cut: &usize| self.ranks.contains_key(&word[..*cut]) && self.ranks.contains_key(&word[*cut..]);
+            let cuts = usual.into_iter().chain(others).filter(pair);
+            merges.extend(cuts.map(|cut| json!([spelled(&word[..cut]), spelled(&word[cut..])])));
         }
         let added: Vec<Value> = tokens.iter().filter_map(|(word, id)| special(word, *id)).collect();
         let level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true});

@@ -88,7 +88,7 @@ impl Spill {
             let name = object.location.as_ref()[all.prefix.as_ref().len()..].trim_start_matches('/');
             match name.split_once('/') {
                 Some((of, name)) if of == key && !name.starts_with('.') => {
-                    drop(present.insert(name.to_owned(), object.size))
+                    present.insert(name.to_owned(), object.size);
                 }
                 _ => all.delete(name).await?,
             }
@@ -249,8 +249,6 @@ impl Index {
 /// One context of a run.
 #[derive(Debug, Clone)]
 pub(super) struct Record {
-    pub(super) key: u64,
-    pub(super) serial: u64,
     pub(super) length: u32,
     pub(super) spans: Vec<Span>,
     /// Ids of the stored width.
@@ -273,9 +271,8 @@ pub(super) fn next(bytes: &mut Bytes) -> anyhow::Result<Option<(u64, u64, Bytes)
 impl Record {
     /// Reads what [`next`] gave.
     pub(super) fn decode(mut bytes: Bytes) -> anyhow::Result<Self> {
-        bytes.advance(4);
-        let (key, serial, length, count) =
-            (bytes.get_u64_le(), bytes.get_u64_le(), bytes.get_u32_le(), bytes.get_u32_le());
+        bytes.advance(4 + 8 + 8);
+        let (length, count) = (bytes.get_u32_le(), bytes.get_u32_le());
         let mut spans = Vec::with_capacity(count as usize);
         for _ in 0..count {
             ensure!(bytes.len() >= 20, "a run is damaged");
@@ -286,7 +283,7 @@ impl Record {
             let id = std::str::from_utf8(&id).context("a run is damaged")?.into();
             spans.push(Span { id, start, offset, length });
         }
-        Ok(Self { key, serial, length, spans, tokens: bytes })
+        Ok(Self { length, spans, tokens: bytes })
     }
 }
 
@@ -324,7 +321,6 @@ mod tests {
             let mut found = Vec::new();
             while let Some((key, serial, record)) = next(&mut slice).unwrap() {
                 let record = Record::decode(record).unwrap();
-                assert_eq!((record.key, record.serial), (key, serial));
                 assert_eq!(record.tokens[..], [7, 0, 255, 255, serial as u8, 0]);
                 assert_eq!(record.spans, [span("a", 5), span(&"é".repeat(serial as usize), 0)]);
                 if (from..=last).contains(&key) {

@@ -127,7 +127,9 @@ fn shard_name(shard: usize) -> String {
 fn member_name(shard: usize, place: usize, context: &[u32]) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&(shard as u64).to_le_bytes()).update(&(place as u64).to_le_bytes());
-    context.iter().for_each(|id| drop(hasher.update(&id.to_le_bytes())));
+    for id in context {
+        hasher.update(&id.to_le_bytes());
+    }
     let hex = hasher.finalize().to_hex();
     let (a, b, c, d, e) = (&hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..32]);
     format!("{shard:08}_{place:08}_{a}-{b}-4{c}-8{d}-{e}.json.gz")
