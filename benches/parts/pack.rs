@@ -53,8 +53,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         runtime.block_on(TableCommit::remove(&location, "packed"))?;
         let input = InputTable::Managed { location: location.clone(), table: "texts".to_owned() };
         let (begin, before) = (Instant::now(), cpu_seconds());
-        let work = pack::run(&config, &[("texts".to_owned(), input)], &context(&location, "packed"));
-        let manifest = runtime.block_on(work)?;
+        let (inputs, cx) = ([("texts".to_owned(), input)], context(&location, "packed"));
+        let manifest = runtime.block_on(pack::run(&config, &inputs, &cx))?;
         seconds.push(begin.elapsed().as_secs_f64());
         cpu += (cpu_seconds() - before) / repeats as f64;
         tokens = manifest.params["tokens"].as_u64().context("a count of tokens")?;
