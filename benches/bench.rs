@@ -4,6 +4,7 @@
 
 mod parts {
     pub mod generate;
+    pub mod grpo;
     pub mod pack;
 }
 
@@ -30,7 +31,8 @@ fn main() {
     };
     let names: Vec<&str> = arguments.iter().map(String::as_str).filter(|a| !a.starts_with("--")).collect();
     type Bench = fn(&Options) -> anyhow::Result<()>;
-    let all: [(&str, Bench); 2] = [("generate", parts::generate::run), ("pack", parts::pack::run)];
+    let all: [(&str, Bench); 3] =
+        [("generate", parts::generate::run), ("grpo", parts::grpo::run), ("pack", parts::pack::run)];
     for (name, bench) in all {
         if names.is_empty() || names.contains(&name) {
             println!("{name}");

@@ -68,7 +68,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn shape(hidden: usize, layers: usize, ffn: usize, vocab: usize) -> DecoderConfig {
+pub fn shape(hidden: usize, layers: usize, ffn: usize, vocab: usize) -> DecoderConfig {
     DecoderConfig {
         arch: Arch::Qwen3,
         vocab_size: vocab,
@@ -97,6 +97,7 @@ async fn once(engine: &Engine, work: &Work, sampling: Sampling) -> anyhow::Resul
         sampling,
         stop: Arc::from([]),
         seed: u64::from(i),
+        format: None,
     });
     let start = Instant::now();
     let done = join_all(requests.map(|r| engine.generate(r))).await;

@@ -1,5 +1,7 @@
 //! What the scheduler asks of a model on a device: one step over many sequences. Knows nothing of requests.
 
+use crate::models::weights::Weights;
+
 /// New tokens of one sequence in a step. Their positions follow what the cache already holds.
 #[derive(Debug, Clone, Default)]
 pub struct Segment {
@@ -47,6 +49,12 @@ pub trait Backend: Send {
     /// # Errors
     /// The device fails.
     fn copy_page(&mut self, from: u32, to: u32) -> anyhow::Result<()>;
+
+    /// Replaces the parameters. Names and shapes were checked. The cache holds what the old ones made.
+    ///
+    /// # Errors
+    /// The device fails.
+    fn set_weights(&mut self, weights: Weights) -> anyhow::Result<()>;
 
     /// Pages of the cache.
     fn pages(&self) -> usize;

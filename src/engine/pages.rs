@@ -73,6 +73,13 @@ impl Prefixes {
     pub fn remove(&mut self, tokens: &[u32]) -> Vec<u32> {
         self.entries.remove(tokens).map(|p| p.pages).unwrap_or_default()
     }
+    /// Forgets all entries and gives their pages back; none may be in use.
+    pub fn clear(&mut self, pages: &mut Pages) {
+        for (_, prefix) in self.entries.drain() {
+            debug_assert!(prefix.users == 0, "a prefix in use was dropped");
+            pages.give(prefix.pages);
+        }
+    }
     /// Frees idle entries, least recently used first, until `wanted` pages are free or none is idle. `keep` stays.
     pub fn evict(&mut self, pages: &mut Pages, wanted: usize, keep: Option<&[u32]>) {
         while pages.free() < wanted {

@@ -2,12 +2,12 @@
 //! the device; ends when the last handle is dropped. Knows nothing of how a step is computed.
 
 use super::{
-    Completion, FinishReason, RequestError, Shared,
+    Completion, RequestError, Shared,
     backend::{Backend, Batch, Segment},
     cpu::isa::Isa,
     pages::{PAGE, Pages, Prefixes, pages_for},
     sampling::{NotANumber, Sampler},
-    sequence::{Role, Sequence, Waiting},
+    sequence::{Message, Role, Sequence, Waiting},
 };
 use rayon::prelude::*;
 use std::{
@@ -22,7 +22,7 @@ pub fn run(
     backend: Box<dyn Backend>,
     slots: usize,
     pool: Arc<rayon::ThreadPool>,
-    requests: mpsc::Receiver<Waiting>,
+    messages: mpsc::Receiver<Message>,
     shared: &Shared,
 ) {
     let pages = Pages::new(backend.pages());
@@ -32,11 +32,12 @@ pub fn run(
         pool,
         pages,
         prefixes: Prefixes::default(),
+        inbox: VecDeque::new(),
         waiting: VecDeque::new(),
         running: Vec::new(),
         shared,
     };
-    let ended = catch_unwind(AssertUnwindSafe(|| scheduler.serve(&requests)));
+    let ended = catch_unwind(AssertUnwindSafe(|| scheduler.serve(&messages)));
     let reason = match ended {
         Ok(Ok(())) => "all its handles were dropped".to_owned(),
         Ok(Err(error)) => format!("{error:#}"),
@@ -57,32 +58,25 @@ struct Scheduler<'a> {
     pool: Arc<rayon::ThreadPool>,
     pages: Pages,
     prefixes: Prefixes,
+    /// Messages behind new parameters that wait for the running sequences to end.
+    inbox: VecDeque<Message>,
     waiting: VecDeque<Waiting>,
     running: Vec<Sequence>,
     shared: &'a Shared,
 }
 
-/// What the logits of one sequence led to.
-enum Outcome {
-    /// Goes on with this token appended.
-    Next(u32),
-    /// Ended by this token.
-    Done(u32, FinishReason),
-    /// Failed.
-    Failed(RequestError),
-}
-
 impl Scheduler<'_> {
-    fn serve(&mut self, requests: &mpsc::Receiver<Waiting>) -> anyhow::Result<()> {
+    fn serve(&mut self, messages: &mpsc::Receiver<Message>) -> anyhow::Result<()> {
         loop {
-            if self.running.is_empty() && self.waiting.is_empty() {
+            if self.idle() && self.inbox.is_empty() {
                 self.publish();
-                match requests.recv() {
-                    Ok(request) => self.waiting.push_back(request),
+                match messages.recv() {
+                    Ok(message) => self.inbox.push_back(message),
                     Err(mpsc::RecvError) => return Ok(()),
                 }
             }
-            self.waiting.extend(requests.try_iter());
+            self.inbox.extend(messages.try_iter());
+            self.receive()?;
             self.drop_cancelled();
             self.admit()?;
             self.publish();
@@ -90,6 +84,30 @@ impl Scheduler<'_> {
                 self.step()?;
             }
         }
+    }
+
+    fn idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Takes messages in order; new parameters wait until everything before them is answered.
+    fn receive(&mut self) -> anyhow::Result<()> {
+        while let Some(message) = self.inbox.pop_front() {
+            match message {
+                Message::Request(request) => self.waiting.push_back(request),
+                Message::Weights(weights, done) if self.idle() => {
+                    self.prefixes.clear(&mut self.pages);
+                    self.backend.set_weights(weights)?;
+                    // Nobody listening any more changes nothing.
+                    let _ = done.send(Ok(()));
+                }
+                blocked @ Message::Weights(..) => {
+                    self.inbox.push_front(blocked);
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
     }
 
     fn publish(&self) {
@@ -234,16 +252,14 @@ impl Scheduler<'_> {
         self.shared.counters.output_tokens.fetch_add(sampled.len() as u64, Ordering::Relaxed);
         for (index, drawn) in sampled {
             let sequence = &mut self.running[index];
-            match outcome(sequence, drawn) {
-                Outcome::Next(token) => sequence.tokens.push(token),
-                Outcome::Done(token, finish) => {
-                    if finish == FinishReason::Length {
-                        sequence.tokens.push(token);
+            match drawn {
+                Ok(token) => {
+                    if let Some(finish) = sequence.accept(token) {
+                        let tokens = sequence.tokens[sequence.prompt..].to_vec();
+                        leaving.push((index, Ok(Completion { tokens, finish })));
                     }
-                    let tokens = sequence.tokens[sequence.prompt..].to_vec();
-                    leaving.push((index, Ok(Completion { tokens, finish })));
                 }
-                Outcome::Failed(error) => leaving.push((index, Err(error))),
+                Err(NotANumber) => leaving.push((index, Err(RequestError::NotANumber(sequence.generated())))),
             }
         }
         // From the back, so that removing keeps the indices in front.
@@ -269,16 +285,15 @@ impl Scheduler<'_> {
     }
 }
 
-fn outcome(sequence: &Sequence, drawn: Result<u32, NotANumber>) -> Outcome {
-    match drawn {
-        Err(NotANumber) => Outcome::Failed(RequestError::NotANumber(sequence.generated())),
-        Ok(token) => sequence.ends_with(token).map_or(Outcome::Next(token), |reason| Outcome::Done(token, reason)),
-    }
-}
-
-/// Draws with the request's own stream.
+/// Draws with the request's own stream, from all tokens or from those that its format allows.
 fn draw(sequence: &mut Sequence, logits: &[f32]) -> Result<u32, NotANumber> {
     thread_local!(static SAMPLER: RefCell<Sampler> = RefCell::default());
+    let allowed: Option<Vec<u32>> = sequence.allowed().map(<[u32]>::to_vec);
     let Role::Request { request, rng, .. } = &mut sequence.role else { return Err(NotANumber) };
-    SAMPLER.with_borrow_mut(|sampler| sampler.draw(Isa::detect().vector, logits, &request.sampling, rng))
+    let mut pick = |row: &[f32]| {
+        SAMPLER.with_borrow_mut(|sampler| sampler.draw(Isa::detect().vector, row, &request.sampling, rng))
+    };
+    let Some(allowed) = allowed else { return pick(logits) };
+    let row: Vec<f32> = allowed.iter().map(|&id| logits[id as usize]).collect();
+    pick(&row).map(|at| allowed[at as usize])
 }

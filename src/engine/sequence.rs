@@ -1,18 +1,38 @@
 //! One sequence on its way: tokens, how many of them are in the cache, its pages, its random stream.
 
-use super::{Completion, FinishReason, Request, RequestError};
+use super::{Completion, FinishReason, FormatStep, Request, RequestError};
+use crate::models::weights::Weights;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use tokio::sync::oneshot;
 
 /// Where the result goes.
 pub type Reply = oneshot::Sender<Result<Completion, RequestError>>;
 
+/// What handles send to the device thread.
+pub enum Message {
+    /// A sequence to generate.
+    Request(Waiting),
+    /// New parameters, and where to say that they are in place.
+    Weights(Weights, mpsc::Sender<anyhow::Result<()>>),
+}
+
+/// Whether a drawn stop token is part of the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopToken {
+    /// It is not.
+    Dropped,
+    /// It is the last token.
+    Kept,
+}
+
 /// A request that waits.
 pub struct Waiting {
     /// What was asked.
     pub request: Request,
+    /// What becomes of its stop token.
+    pub stop: StopToken,
     /// Who asked.
     pub reply: Reply,
 }
@@ -39,12 +59,16 @@ pub enum Role {
     Request {
         /// What was asked.
         request: Request,
+        /// What becomes of its stop token.
+        stop: StopToken,
         /// Who asked.
         reply: Reply,
         /// The request's own random stream.
         rng: Box<ChaCha8Rng>,
         /// The key of the shared prefix in use, if any.
         prefix: Option<Arc<[u32]>>,
+        /// Steps of the request's format that are done.
+        steps: usize,
     },
     /// Computes a shared prefix.
     Prefix(Arc<[u32]>),
@@ -53,11 +77,14 @@ pub enum Role {
 impl Sequence {
     /// A request's sequence; `cached` positions are already in `pages`, of which the first `shared` are the prefix's.
     pub fn new(waiting: Waiting, pages: Vec<u32>, shared: usize, cached: usize, prefix: Option<Arc<[u32]>>) -> Self {
-        let Waiting { request, reply } = waiting;
+        let Waiting { request, stop, reply } = waiting;
         let tokens: Vec<u32> = request.prefix.iter().chain(&request.prompt).copied().collect();
         let rng = Box::new(ChaCha8Rng::seed_from_u64(request.seed));
         let prompt = tokens.len();
-        Self { tokens, prompt, cached, pages, shared, role: Role::Request { request, reply, rng, prefix } }
+        let role = Role::Request { request, stop, reply, rng, prefix, steps: 0 };
+        let mut sequence = Self { tokens, prompt, cached, pages, shared, role };
+        sequence.force();
+        sequence
     }
 
     /// The computation of a shared prefix.
@@ -80,15 +107,46 @@ impl Sequence {
         matches!(&self.role, Role::Request { reply, .. } if reply.is_closed())
     }
 
-    /// Why it ends if `token` comes next, if it does.
-    pub fn ends_with(&self, token: u32) -> Option<FinishReason> {
-        let Role::Request { request, .. } = &self.role else { return None };
-        if request.stop.contains(&token) {
-            Some(FinishReason::Stop)
-        } else if self.generated() + 1 >= request.max_new_tokens {
-            Some(FinishReason::Length)
-        } else {
-            None
+    /// The only tokens that may come next, where the request's format says so.
+    pub fn allowed(&self) -> Option<&[u32]> {
+        let Role::Request { request, steps, .. } = &self.role else { return None };
+        match request.format.as_ref()?.get(*steps) {
+            Some(FormatStep::OneOf(ids)) => Some(ids),
+            _ => None,
         }
+    }
+
+    /// Appends the token that was drawn and what must follow it; says why the sequence ends, if it does. A stop token is only appended
+    /// where it was asked for.
+    pub fn accept(&mut self, token: u32) -> Option<FinishReason> {
+        let generated = self.generated();
+        let Role::Request { request, stop, steps, .. } = &mut self.role else { return None };
+        if let Some(format) = &request.format {
+            let length = format.len();
+            self.tokens.push(token);
+            *steps += 1;
+            return (self.force() == length).then_some(FinishReason::Stop);
+        }
+        if request.stop.contains(&token) {
+            if *stop == StopToken::Kept {
+                self.tokens.push(token);
+            }
+            return Some(FinishReason::Stop);
+        }
+        let last = generated + 1 >= request.max_new_tokens;
+        self.tokens.push(token);
+        last.then_some(FinishReason::Length)
+    }
+
+    /// Appends the tokens that the format knows beforehand; gives the number of steps that are done.
+    fn force(&mut self) -> usize {
+        let Role::Request { request: Request { format: Some(format), .. }, steps, .. } = &mut self.role else {
+            return 0;
+        };
+        while let Some(FormatStep::Forced(ids)) = format.get(*steps) {
+            self.tokens.extend_from_slice(ids);
+            *steps += 1;
+        }
+        *steps
     }
 }

@@ -81,54 +81,66 @@ impl Decoder {
     /// states [B, T, H] after the final norm. Differentiable when the parameters require gradients.
     /// `kind` is the compute type: matmuls run in it, the parameters may be f32 masters. The residual stream stays in
     /// the type of the parameters, the norms compute in f32.
-    #[expect(clippy::assign_op_pattern, reason = "`+=` works in place, on a tensor that the backward pass may need")]
     pub fn hidden(&self, tokens: &Tensor, kind: Kind) -> Tensor {
-        let length = tokens.size()[1];
-        let table = RopeTables::new(&self.config, length, tokens.device(), kind);
-        let mut x = Tensor::embedding(self.weight("model.embed_tokens.weight"), tokens, -1, false, false);
+        let rows = Rows {
+            config: &self.config,
+            table: RopeTables::new(&self.config, tokens.size()[1], tokens.device(), kind),
+        };
+        let mut x = self.embed(tokens);
         for layer in 0..self.config.layers {
-            let name = |suffix: &str| format!("model.layers.{layer}.{suffix}");
-            let normed = self.norm(&x, &name("input_layernorm.weight"), kind);
-            x = x + self.attention(&normed, layer, &table);
-            let normed = self.norm(&x, &name("post_attention_layernorm.weight"), kind);
-            let gate = normed.linear(&self.cast(&name("mlp.gate_proj.weight"), kind), None::<Tensor>);
-            let up = normed.linear(&self.cast(&name("mlp.up_proj.weight"), kind), None::<Tensor>);
-            x = x + (gate.silu() * up).linear(&self.cast(&name("mlp.down_proj.weight"), kind), None::<Tensor>);
+            x = self.block(&x, layer, kind, &rows);
         }
-        self.norm(&x, "model.norm.weight", kind)
+        self.final_norm(&x, kind)
+    }
+
+    /// Token ids of any shape to embeddings, one dimension more.
+    pub fn embed(&self, tokens: &Tensor) -> Tensor {
+        Tensor::embedding(self.weight("model.embed_tokens.weight"), tokens, -1, false, false)
+    }
+
+    /// One decoder block over the residual stream [.., H]; `mixer` decides which rows attend to which.
+    pub fn block(&self, x: &Tensor, layer: usize, kind: Kind, mixer: &dyn Mixer) -> Tensor {
+        let name = |suffix: &str| format!("model.layers.{layer}.{suffix}");
+        let normed = self.norm(x, &name("input_layernorm.weight"), kind);
+        let x = x + self.attention(&normed, layer, mixer);
+        let normed = self.norm(&x, &name("post_attention_layernorm.weight"), kind);
+        let gate = normed.linear(&self.cast(&name("mlp.gate_proj.weight"), kind), None::<Tensor>);
+        let up = normed.linear(&self.cast(&name("mlp.up_proj.weight"), kind), None::<Tensor>);
+        &x + (gate.silu() * up).linear(&self.cast(&name("mlp.down_proj.weight"), kind), None::<Tensor>)
+    }
+
+    /// The norm after the last block.
+    pub fn final_norm(&self, x: &Tensor, kind: Kind) -> Tensor {
+        self.norm(x, "model.norm.weight", kind)
+    }
+
+    /// The output projection's name: the embedding's where both are one.
+    pub fn output_name(&self) -> &'static str {
+        if self.config.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" }
     }
 
     /// Hidden states [.., H] to logits [.., V] in f32; the matmul runs in the type of `hidden`.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        let name = if self.config.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-        hidden.linear(&self.cast(name, hidden.kind()), None::<Tensor>).to_kind(Kind::Float)
+        hidden.linear(&self.cast(self.output_name(), hidden.kind()), None::<Tensor>).to_kind(Kind::Float)
     }
 
-    /// Causal self-attention of normed states [B, T, H] to [B, T, H].
-    fn attention(&self, x: &Tensor, layer: usize, table: &RopeTables) -> Tensor {
-        let (batch, length, kind) = (x.size()[0], x.size()[1], x.kind());
+    /// Self-attention of normed states [.., H] to [.., H].
+    fn attention(&self, x: &Tensor, layer: usize, mixer: &dyn Mixer) -> Tensor {
+        let kind = x.kind();
         let c = &self.config;
         let name = |suffix: &str| format!("model.layers.{layer}.self_attn.{suffix}");
+        let lead = &x.size()[..x.dim() - 1];
         let project = |part: &str, heads: usize| {
             let bias = (c.arch == Arch::Qwen2).then(|| self.cast(&name(&format!("{part}_proj.bias")), kind));
-            x.linear(&self.cast(&name(&format!("{part}_proj.weight")), kind), bias).reshape([
-                batch,
-                length,
-                heads as i64,
-                c.head_dim as i64,
-            ])
+            let flat = x.linear(&self.cast(&name(&format!("{part}_proj.weight")), kind), bias);
+            flat.reshape([lead, &[heads as i64, c.head_dim as i64]].concat())
         };
         let (mut q, mut k, v) = (project("q", c.heads), project("k", c.kv_heads), project("v", c.kv_heads));
         if c.arch == Arch::Qwen3 {
             q = self.norm(&q, &name("q_norm.weight"), kind);
             k = self.norm(&k, &name("k_norm.weight"), kind);
         }
-        let (q, k, v) = (table.rotate(&q.transpose(1, 2)), table.rotate(&k.transpose(1, 2)), v.transpose(1, 2));
-        let groups = (c.heads / c.kv_heads) as i64;
-        let (k, v) = (repeat_heads(&k, groups), repeat_heads(&v, groups));
-        let mixed = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, true, None, false);
-        let flat = mixed.transpose(1, 2).reshape([batch, length, (c.heads * c.head_dim) as i64]);
-        flat.linear(&self.cast(&name("o_proj.weight"), kind), None::<Tensor>)
+        mixer.mix(&q, &k, &v).linear(&self.cast(&name("o_proj.weight"), kind), None::<Tensor>)
     }
 
     /// RMS norm over the last dimension, computed in f32: `w · x / sqrt(mean(x²) + eps)` (arXiv 1910.07467), result in `kind`.
@@ -147,21 +159,52 @@ impl Decoder {
     }
 }
 
+/// Which rows attend to which, and at which positions they stand: the part of a block that mixes rows.
+pub trait Mixer {
+    /// Queries [.., heads, D], keys and values [.., kv_heads, D], not yet rotated, to [.., heads · D].
+    fn mix(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor;
+}
+
+/// Causal attention inside each row of [B, T, heads, D].
+struct Rows<'a> {
+    config: &'a DecoderConfig,
+    table: RopeTables,
+}
+
+impl Mixer for Rows<'_> {
+    fn mix(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+        let c = self.config;
+        let (batch, length) = (q.size()[0], q.size()[1]);
+        let groups = (c.heads / c.kv_heads) as i64;
+        let (q, k) = (self.table.rotate(&q.transpose(1, 2)), self.table.rotate(&k.transpose(1, 2)));
+        let (k, v) = (repeat_heads(&k, groups), repeat_heads(&v.transpose(1, 2), groups));
+        let mixed = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, true, None, false);
+        mixed.transpose(1, 2).reshape([batch, length, (c.heads * c.head_dim) as i64])
+    }
+}
+
 /// cos and sin as [T, head_dim / 2] tensors.
-struct RopeTables {
+pub(super) struct RopeTables {
     cos: Tensor,
     sin: Tensor,
 }
 
 impl RopeTables {
-    fn new(config: &DecoderConfig, length: i64, device: Device, kind: Kind) -> Self {
+    /// Of positions 0 to `length`.
+    pub(super) fn new(config: &DecoderConfig, length: i64, device: Device, kind: Kind) -> Self {
         let (cos, sin) = rope::tables(config, length as usize);
         let tensor = |v: &[f32]| Tensor::from_slice(v).reshape([length, -1]).to_device(device).to_kind(kind);
         Self { cos: tensor(&cos), sin: tensor(&sin) }
     }
 
-    /// Rotates [B, heads, T, head_dim]; the pair of dimension i is i + head_dim / 2.
-    fn rotate(&self, x: &Tensor) -> Tensor {
+    /// The entries of `positions` [N], shaped to turn [N, heads, head_dim].
+    pub(super) fn at(&self, positions: &Tensor) -> Self {
+        let pick = |table: &Tensor| table.index_select(0, positions).unsqueeze(1);
+        Self { cos: pick(&self.cos), sin: pick(&self.sin) }
+    }
+
+    /// Rotates [.., head_dim] where the tables' shapes broadcast; the pair of dimension i is i + head_dim / 2.
+    pub(super) fn rotate(&self, x: &Tensor) -> Tensor {
         let halves = x.chunk(2, -1);
         let (a, b) = (&halves[0], &halves[1]);
         Tensor::cat(&[a * &self.cos - b * &self.sin, b * &self.cos + a * &self.sin], -1)
@@ -169,7 +212,7 @@ impl RopeTables {
 }
 
 /// [B, kv_heads, T, D] to [B, kv_heads · groups, T, D], each head repeated in place.
-fn repeat_heads(x: &Tensor, groups: i64) -> Tensor {
+pub(super) fn repeat_heads(x: &Tensor, groups: i64) -> Tensor {
     if groups == 1 {
         return x.shallow_clone();
     }

@@ -3,5 +3,6 @@
 pub mod config;
 pub mod decoder;
 pub mod device;
+pub mod packed;
 pub mod rope;
 pub mod weights;

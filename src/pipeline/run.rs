@@ -6,7 +6,7 @@ use super::{
     key::{Known, StageKey, code_version, stage_key},
     plan::{Plan, Stage, Work},
     spec::Yields,
-    stage::{Progress, StageContext, fasttext, figure, ingest, json, pack, sft, sql, tokenizer},
+    stage::{Progress, StageContext, fasttext, figure, grpo, ingest, json, pack, sft, sql, tokenizer},
 };
 use crate::{
     storage::{
@@ -178,6 +178,8 @@ pub async fn schedule(plan: &Plan, models: &Models, selection: &Selection) -> Re
         if only.is_some_and(|only| only != i) {
             if let Some(manifest) = &former {
                 known.insert(stage.name.clone(), manifest.key().to_owned());
+                let side = stage.config.side_tables(&stage.name).into_iter();
+                known.extend(side.map(|table| (table, manifest.key().to_owned())));
                 kept.insert(stage.name.clone(), manifest.rows().kept);
             }
             continue;
@@ -194,6 +196,7 @@ pub async fn schedule(plan: &Plan, models: &Models, selection: &Selection) -> Re
             Some(manifest) => Action::Run(changed(stage, manifest, &key)),
         };
         known.insert(stage.name.clone(), key.key.clone());
+        known.extend(stage.config.side_tables(&stage.name).into_iter().map(|table| (table, key.key.clone())));
         let rows_in = stage.tables.first().and_then(|name| kept.get(name).copied());
         if let (Action::Skip, Some(manifest)) = (&action, &former) {
             kept.insert(stage.name.clone(), manifest.rows().kept);
@@ -352,6 +355,7 @@ async fn run_stage(
         Work::Figure { config, query } => Made::Table(figure::run(config, query, &cx).await?),
         Work::Pack { config, tables } => Made::Table(pack::run(config, tables, &cx).await?),
         Work::Sft(config) => Made::Model(sft::run(config, &cx).await?),
+        Work::Grpo(config) => Made::Model(grpo::run(config, &cx).await?),
         Work::Tokenizer(config) => Made::Model(tokenizer::run(config, &cx).await?),
         Work::Fasttext(config) => Made::Model(fasttext::run(config, &cx).await?),
     })

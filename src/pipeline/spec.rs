@@ -3,7 +3,7 @@
 
 use super::{
     stage::{
-        StageConfig, fasttext, figure,
+        StageConfig, fasttext, figure, grpo,
         ingest::{self, SourceSpec},
         pack, sft, sql, tokenizer, union,
     },
@@ -15,7 +15,10 @@ use super::{
         set::{Assignment, Names, interpolate},
     },
 };
-use crate::udf::models::{CausalLmSpec, FastTextSpec, ModelSpec, TokenizerSpec};
+use crate::{
+    rewards::repro_reward::RewardConfig,
+    udf::models::{CausalLmSpec, FastTextSpec, ModelSpec, TokenizerSpec},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -47,6 +50,8 @@ pub struct Spec {
     pub undeclared: BTreeMap<String, Place>,
     /// None where the entry is faulty (already reported).
     pub models: BTreeMap<String, Located<Option<ModelSpec>>>,
+    /// How rephrasings are rewarded; the paper's way where nothing is said.
+    pub rewards: RewardConfig,
     /// None where the entry is faulty (already reported).
     pub sources: BTreeMap<String, Located<Option<SourceSpec>>>,
     /// Tables made elsewhere: name → path.
@@ -79,11 +84,11 @@ pub struct StageSpec {
     pub node: Node,
 }
 
-const TOP: &[&str] = &["name", "location", "seed", "params", "models", "sources", "tables", "stages"];
+const TOP: &[&str] = &["name", "location", "seed", "params", "models", "rewards", "sources", "tables", "stages"];
 /// Names of params that would be taken for something else.
 const RESERVED_PARAMS: &[&str] = TOP;
 const TABLE_KINDS: &[&str] = &["ingest", "sql", "union", "pack", "figure"];
-const MODEL_KINDS: &[&str] = &["sft", "tokenizer", "fasttext"];
+const MODEL_KINDS: &[&str] = &["sft", "grpo", "tokenizer", "fasttext"];
 /// Directories beside the tables.
 const RESERVED_TABLES: &[&str] = &["failed", "models"];
 
@@ -122,6 +127,7 @@ impl Spec {
             location: required_text(&tree, "location", problems),
             seed: seed(&tree, problems),
             models: models(&tree, problems),
+            rewards: rewards(&tree, problems),
             sources: sources(&tree, problems),
             tables: tables(&tree, problems),
             stages: stages(&tree, problems),
@@ -336,6 +342,19 @@ fn model(name: &str, node: &Node, problems: &mut Problems) -> Option<ModelSpec> 
     }
 }
 
+/// The section `rewards:`, with its numbers checked.
+fn rewards(tree: &Node, problems: &mut Problems) -> RewardConfig {
+    let Some(entry) = tree.get("rewards") else { return RewardConfig::default() };
+    if entry.value.value == Value::Null {
+        return RewardConfig::default();
+    }
+    let config: RewardConfig = decode(&entry.value, problems).unwrap_or_default();
+    for fault in config.faults() {
+        problems.add(&entry.key_at, format!("`rewards`: {fault}"));
+    }
+    config
+}
+
 fn sources(tree: &Node, problems: &mut Problems) -> BTreeMap<String, Located<Option<SourceSpec>>> {
     let mut found = BTreeMap::new();
     for entry in section(tree, "sources", "source", problems) {
@@ -493,6 +512,7 @@ fn config_of(entry: &Entry, problems: &mut Problems) -> Option<StageConfig> {
         "figure" => figure_config(&node, problems).map(|config| StageConfig::Figure(Box::new(config))),
         "pack" => decode::<pack::Config>(&node, problems).map(|config| StageConfig::Pack(Box::new(config))),
         "sft" => decode::<sft::Config>(&node, problems).map(|config| StageConfig::Sft(Box::new(config))),
+        "grpo" => decode::<grpo::Config>(&node, problems).map(|config| StageConfig::Grpo(Box::new(config))),
         "tokenizer" => decode::<tokenizer::Config>(&node, problems).map(StageConfig::Tokenizer),
         _ => decode::<fasttext::Config>(&node, problems).map(StageConfig::Fasttext),
     }

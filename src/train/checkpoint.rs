@@ -1,17 +1,15 @@
-//! Training checkpoints: masters, moments and the run's state in one safetensors file, so that it is there as a whole or not at
+//! Training checkpoints: masters, moments and the state of the run (whatever its trainer keeps) in one safetensors file, so that it is there as a whole or not at
 //! all. Knows where files stand and what must fit; not what a step does.
 //!
 //! A checkpoint lives at `<location>/_checkpoints/<model>/<key>-<step>.safetensors`. A new one is complete before the one
 //! before it is removed. `key` is the stage's: a checkpoint made under other settings is never continued.
 
-use super::{
-    optim::{AdamW, FlatParameters},
-    sft::State,
-};
+use super::optim::{AdamW, FlatParameters};
 use crate::storage::location::Location;
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde::{Serialize, de::DeserializeOwned};
 use std::collections::HashMap;
 use tch::{Kind, Tensor};
 
@@ -21,7 +19,7 @@ const FORMAT: &str = "repro-checkpoint-1";
 ///
 /// # Errors
 /// Only what serialisation reports.
-pub fn to_bytes(parameters: &FlatParameters, adamw: &AdamW, state: &State) -> anyhow::Result<Bytes> {
+pub fn to_bytes(parameters: &FlatParameters, adamw: &AdamW, state: &impl Serialize) -> anyhow::Result<Bytes> {
     let buffers = [("first", &adamw.first), ("master", &parameters.master), ("second", &adamw.second)];
     let raw: Vec<(&str, Vec<u8>)> = buffers
         .iter()
@@ -49,12 +47,21 @@ pub fn to_bytes(parameters: &FlatParameters, adamw: &AdamW, state: &State) -> an
 ///
 /// # Errors
 /// The file is not a whole checkpoint, or it is one of a model with other parameters.
-pub fn restore(bytes: &[u8], what: &str, parameters: &mut FlatParameters, adamw: &mut AdamW) -> anyhow::Result<State> {
+pub fn restore<S: DeserializeOwned>(
+    bytes: &[u8],
+    what: &str,
+    parameters: &mut FlatParameters,
+    adamw: &mut AdamW,
+) -> anyhow::Result<S> {
     restore_inner(bytes, parameters, adamw)
         .with_context(|| format!("cannot continue from the checkpoint {what}; remove it to train from the start"))
 }
 
-fn restore_inner(bytes: &[u8], parameters: &mut FlatParameters, adamw: &mut AdamW) -> anyhow::Result<State> {
+fn restore_inner<S: DeserializeOwned>(
+    bytes: &[u8],
+    parameters: &mut FlatParameters,
+    adamw: &mut AdamW,
+) -> anyhow::Result<S> {
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
     let metadata = header.metadata().clone().unwrap_or_default();
     let field = |name: &str| metadata.get(name).with_context(|| format!("it holds no `{name}`"));

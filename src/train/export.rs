@@ -1,7 +1,8 @@
 //! A trained model as a Hugging Face directory: `config.json`, `generation_config.json`, `model.safetensors`, the tokenizer's files.
 //! Knows the layout; not where the directory goes.
 
-use super::{setup::Stored, sft::Trainer};
+use super::{optim::FlatParameters, setup::Stored};
+use crate::models::config::DecoderConfig;
 use anyhow::Context;
 use serde_json::json;
 use std::path::Path;
@@ -22,8 +23,13 @@ pub const TOKENIZER_FILES: [&str; 8] = [
 ///
 /// # Errors
 /// The directory cannot be written; the tokenizer's files cannot be read.
-pub fn write_model(dir: &Path, trainer: &Trainer, stored: Stored, tokenizer_dir: &Path) -> anyhow::Result<()> {
-    let config = trainer.config();
+pub fn write_model(
+    dir: &Path,
+    config: &DecoderConfig,
+    parameters: &FlatParameters,
+    stored: Stored,
+    tokenizer_dir: &Path,
+) -> anyhow::Result<()> {
     let dtype = match stored {
         Stored::Bf16 => "bfloat16",
         Stored::F32 => "float32",
@@ -36,7 +42,7 @@ pub fn write_model(dir: &Path, trainer: &Trainer, stored: Stored, tokenizer_dir:
         &dir.join("generation_config.json"),
         &json!({"do_sample": false, "eos_token_id": eos, "pad_token_id": 0}),
     )?;
-    trainer.parameters.weights(stored.kind()).save(&dir.join("model.safetensors"))?;
+    parameters.weights(stored.kind()).save(&dir.join("model.safetensors"))?;
     for name in TOKENIZER_FILES {
         let source = tokenizer_dir.join(name);
         if source.exists() {

@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod classifier;
 pub mod copy_task;
 pub mod export;
+pub mod grpo;
 pub mod loss;
 pub mod metrics;
 pub mod optim;

@@ -61,6 +61,48 @@ impl FlatParameters {
         Views { leaf, weights }
     }
 
+    /// As [`Self::views`], but each parameter collects its own gradient, so that a layer's can be taken and freed before
+    /// the next layer's are made. Take them with [`Self::collect`].
+    pub fn leaves(&self, compute: &Tensor) -> Weights {
+        let mut weights = tch::no_grad(|| self.split(&compute.detach()));
+        for tensor in weights.tensors.values_mut() {
+            *tensor = tensor.detach().set_requires_grad(true);
+        }
+        weights
+    }
+
+    /// Adds the gradients of those leaves whose names begin with `prefix` to `into` [N] f32, and frees them.
+    pub fn collect(&self, leaves: &mut Weights, prefix: &str, into: &Tensor) {
+        let mut start = 0;
+        for slot in &self.slots {
+            let length = slot.shape.iter().product();
+            if slot.name.starts_with(prefix)
+                && let Some(leaf) = leaves.tensors.get_mut(&slot.name)
+                && leaf.grad().defined()
+            {
+                tch::no_grad(|| {
+                    let mut target = into.narrow(0, start, length);
+                    target += leaf.grad().reshape([-1]);
+                });
+                *leaf = leaf.detach().set_requires_grad(true);
+            }
+            start += length;
+        }
+    }
+
+    /// The part of a buffer as long as the masters that belongs to the parameter `name`, in its shape.
+    pub fn part(&self, buffer: &Tensor, name: &str) -> Option<Tensor> {
+        let mut start = 0;
+        for slot in &self.slots {
+            let length = slot.shape.iter().product();
+            if slot.name == name {
+                return Some(buffer.narrow(0, start, length).view(slot.shape.as_slice()));
+            }
+            start += length;
+        }
+        None
+    }
+
     /// The parameters in `kind`, detached, for writing to disk.
     pub fn weights(&self, kind: Kind) -> Weights {
         tch::no_grad(|| self.split(&self.compute(kind)))

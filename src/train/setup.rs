@@ -1,10 +1,10 @@
 //! From a description of a model, a device and a precision to a [`Trainer`]. Knows libtorch's devices, types and threads, so that
 //! the stages do not.
 
-use super::{optim::AdamWOptions, sft::Trainer};
+use super::{grpo::policy::Policy, optim::AdamWOptions, sft::Trainer};
 use crate::models::{config::DecoderConfig, decoder::Decoder, device::DeviceSpec};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 
 /// Type of the matmuls.
@@ -71,6 +71,19 @@ impl Compute {
             Precision::Auto => Kind::Float,
         };
         Ok(Self { device, kind })
+    }
+
+    /// Whether the device is the processor.
+    pub fn is_cpu(self) -> bool {
+        self.device == Device::Cpu
+    }
+
+    /// Loads a model directory for training by reinforcement, with a copy as reference if that is asked for.
+    ///
+    /// # Errors
+    /// The directory does not hold a model that can be loaded.
+    pub fn policy(self, dir: &Path, adamw: AdamWOptions, with_reference: bool) -> anyhow::Result<Policy> {
+        Ok(Policy::new(Decoder::from_dir(dir, self.device, Kind::Float)?, adamw, self.kind, with_reference))
     }
 
     /// Loads or makes the model, ready to train.

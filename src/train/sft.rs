@@ -131,8 +131,7 @@ impl Trainer {
     }
 
     fn output_weight(&self) -> &Tensor {
-        let name = if self.decoder.config.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-        self.decoder.weights.tensors.get(name).expect("a decoder has its output weight")
+        self.decoder.weights.tensors.get(self.decoder.output_name()).expect("a decoder has its output weight")
     }
 }
 

@@ -1,9 +1,9 @@
 //! The models that SQL functions can name: their settings, loaded once on first use, shared by every query of the process.
 
-use super::lm::Template;
+use super::{dataman, lm::Template};
 use crate::{
     engine::{Engine, EngineOptions, Precision},
-    rewards::fasttext::FastText,
+    rewards::{fasttext::FastText, repro_reward::RewardConfig},
     storage::hub,
     text::{
         chat::ChatTemplate,
@@ -139,6 +139,7 @@ struct Entry {
     language: OnceCell<Arc<LanguageModel>>,
     fasttext: OnceCell<Arc<FastText>>,
     tokenizer: OnceCell<Tokenizer>,
+    dataman: OnceCell<Arc<dataman::Scorer>>,
     hash: OnceCell<String>,
     permits: OnceLock<(Arc<Semaphore>, usize)>,
 }
@@ -147,6 +148,7 @@ struct Entry {
 pub struct Models {
     entries: BTreeMap<String, Entry>,
     seed: u64,
+    rewards: RewardConfig,
 }
 
 impl std::fmt::Debug for Models {
@@ -158,15 +160,21 @@ impl std::fmt::Debug for Models {
 impl Models {
     /// `seed` is the pipeline's; sampling derives from it, the model, the text, the chunk and the sample, never from batch or order.
     pub fn new(specs: BTreeMap<String, ModelSpec>, seed: u64) -> Arc<Self> {
+        Self::with_rewards(specs, seed, RewardConfig::default())
+    }
+    /// As [`Self::new`], with the section `rewards:` of a pipeline.
+    pub fn with_rewards(specs: BTreeMap<String, ModelSpec>, seed: u64, rewards: RewardConfig) -> Arc<Self> {
         let entry = |spec| Entry {
             spec,
             language: OnceCell::new(),
             fasttext: OnceCell::new(),
             tokenizer: OnceCell::new(),
+            dataman: OnceCell::new(),
             hash: OnceCell::new(),
             permits: OnceLock::new(),
         };
-        Arc::new(Self { entries: specs.into_iter().map(|(name, spec)| (name, entry(spec))).collect(), seed })
+        let entries = specs.into_iter().map(|(name, spec)| (name, entry(spec))).collect();
+        Arc::new(Self { entries, seed, rewards })
     }
     /// The settings as given.
     pub fn spec(&self, name: &str) -> Option<&ModelSpec> {
@@ -179,6 +187,10 @@ impl Models {
     /// The pipeline's seed.
     pub fn seed(&self) -> u64 {
         self.seed
+    }
+    /// How rephrasings are rewarded.
+    pub fn rewards(&self) -> &RewardConfig {
+        &self.rewards
     }
     fn entry(&self, name: &str) -> Result<&Entry> {
         self.entries.get(name).with_context(|| match self.names() {
@@ -204,6 +216,13 @@ impl Models {
         let (entry, spec) = self.causal(name)?;
         let load = async || load_language_model(spec, self.hash(name).await?).await.map(Arc::new);
         entry.language.get_or_try_init(load).await.cloned().with_context(|| format!("model `{name}`"))
+    }
+    /// A language model made ready to score texts by the DataMan protocol.
+    pub async fn dataman(&self, name: &str) -> Result<Arc<dataman::Scorer>> {
+        let lm = self.language_model(name).await?;
+        let entry = self.entry(name)?;
+        let make = async || dataman::Scorer::new(lm).map(Arc::new);
+        entry.dataman.get_or_try_init(make).await.cloned().with_context(|| format!("model `{name}`"))
     }
     /// The classifier of that name.
     pub async fn fasttext(&self, name: &str) -> Result<Arc<FastText>> {
@@ -309,7 +328,7 @@ async fn load_language_model(spec: &CausalLmSpec, hash: String) -> Result<Langua
     let dir = hub::resolve(&spec.path).await?;
     let spec = spec.clone();
     blocking(move || {
-        let (given, prompt) = with_recommended(&dir, &spec)?;
+        let (given, prompt) = recommended(&dir, &spec)?;
         let tokenizer = Tokenizer::from_dir(&dir)?;
         let chat = ChatTemplate::from_dir(&dir)?;
         let rephrase = Template::new(&tokenizer, chat.as_ref(), &prompt)?;
@@ -339,9 +358,12 @@ async fn load_language_model(spec: &CausalLmSpec, hash: String) -> Result<Langua
 }
 
 /// The settings, with those that the model's makers recommend in `repro.json` where none are given; and the prompt.
-fn with_recommended(dir: &Path, spec: &CausalLmSpec) -> Result<(CausalLmSpec, Prompt)> {
+///
+/// # Errors
+/// `repro.json` or the prompt cannot be read.
+pub fn recommended(dir: &Path, spec: &CausalLmSpec) -> Result<(CausalLmSpec, Prompt)> {
     let path = dir.join("repro.json");
-    let recommended = if path.exists() {
+    let makers = if path.exists() {
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         let mut json: serde_json::Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
         if let Some(object) = json.as_object_mut() {
@@ -352,7 +374,7 @@ fn with_recommended(dir: &Path, spec: &CausalLmSpec) -> Result<(CausalLmSpec, Pr
         CausalLmSpec::default()
     };
     let beside = |name: &Path| dir.join(name);
-    let file = spec.prompt.clone().or_else(|| recommended.prompt.as_deref().map(beside)).or_else(|| {
+    let file = spec.prompt.clone().or_else(|| makers.prompt.as_deref().map(beside)).or_else(|| {
         let own = dir.join("prompt.txt");
         own.exists().then_some(own)
     });
@@ -367,17 +389,17 @@ fn with_recommended(dir: &Path, spec: &CausalLmSpec) -> Result<(CausalLmSpec, Pr
     let merged = CausalLmSpec {
         path: own.path,
         prompt: own.prompt,
-        temperature: own.temperature.or(recommended.temperature),
-        top_p: own.top_p.or(recommended.top_p),
-        top_k: own.top_k.or(recommended.top_k),
-        max_new_tokens: own.max_new_tokens.or(recommended.max_new_tokens),
-        max_prompt_tokens: own.max_prompt_tokens.or(recommended.max_prompt_tokens),
-        chunk_chars: own.chunk_chars.or(recommended.chunk_chars),
-        chunk_boundary: own.chunk_boundary.or(recommended.chunk_boundary),
-        marker: own.marker.or(recommended.marker),
-        slots: own.slots.or(recommended.slots),
-        device: own.device.or(recommended.device),
-        precision: own.precision.or(recommended.precision),
+        temperature: own.temperature.or(makers.temperature),
+        top_p: own.top_p.or(makers.top_p),
+        top_k: own.top_k.or(makers.top_k),
+        max_new_tokens: own.max_new_tokens.or(makers.max_new_tokens),
+        max_prompt_tokens: own.max_prompt_tokens.or(makers.max_prompt_tokens),
+        chunk_chars: own.chunk_chars.or(makers.chunk_chars),
+        chunk_boundary: own.chunk_boundary.or(makers.chunk_boundary),
+        marker: own.marker.or(makers.marker),
+        slots: own.slots.or(makers.slots),
+        device: own.device.or(makers.device),
+        precision: own.precision.or(makers.precision),
     };
     Ok((merged, prompt))
 }
@@ -422,7 +444,7 @@ fn precision(text: Option<&str>) -> Result<Precision> {
 
 /// Files of a model directory that decide what the model answers.
 fn hash_language_model(dir: &Path, spec: &CausalLmSpec) -> Result<String> {
-    let (mut spec, prompt) = with_recommended(dir, spec)?;
+    let (mut spec, prompt) = recommended(dir, spec)?;
     // Where the files are and how many run at once changes no answer.
     (spec.path, spec.prompt, spec.slots, spec.device) = (String::new(), None, None, None);
     let settings = serde_json::to_string(&spec)?;

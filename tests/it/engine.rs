@@ -43,7 +43,15 @@ fn start(model: &str, slots: usize) -> Engine {
 }
 
 fn request(prompt: Vec<u32>, new: usize) -> Request {
-    Request { prefix: Arc::from([]), prompt, max_new_tokens: new, sampling: GREEDY, stop: Arc::from([]), seed: 0 }
+    Request {
+        prefix: Arc::from([]),
+        prompt,
+        max_new_tokens: new,
+        sampling: GREEDY,
+        stop: Arc::from([]),
+        seed: 0,
+        format: None,
+    }
 }
 
 fn sampled(prompt: Vec<u32>, new: usize, seed: u64) -> Request {
@@ -356,4 +364,60 @@ fn edit(dir: &Path, from: &str, to: &str) {
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(text.contains(from));
     std::fs::write(path, text.replace(from, to)).unwrap();
+}
+
+/// An engine that was given new weights answers as one that was started with them, whatever was cached before; and requests
+/// that stood in the queue before them get the old ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn new_weights_in_place() {
+    for model in MODELS {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let kind = if precision == Precision::F32 { Kind::Float } else { Kind::BFloat16 };
+            let prompt = ids(&expected(model)("prompt", 4));
+            let (prefix, rest) = prompt.split_at(20);
+            let ask = || Request { prefix: prefix.into(), ..sampled(rest.to_vec(), 16, 5) };
+            let fresh = Engine::start(&golden(model), options(3, precision)).unwrap();
+            let wanted = fresh.generate(ask()).await.unwrap().tokens;
+            let config = fresh.config().clone();
+            let other = Decoder::random(config.clone(), 0.3, 9, Device::Cpu, kind).unwrap();
+            let engine = Engine::from_decoder(other, options(3, precision)).unwrap();
+            let before = engine.generate(ask()).await.unwrap().tokens;
+            assert_ne!(before, wanted, "{model}");
+            let queued: Vec<_> = (0..5)
+                .map(|_| {
+                    let (engine, ask) = (engine.clone(), ask());
+                    tokio::spawn(async move { engine.generate(ask).await })
+                })
+                .collect();
+            while engine.stats().running + engine.stats().waiting + engine.stats().completed as usize == 1 {
+                tokio::task::yield_now().await;
+            }
+            let weights = Weights::load(&golden(model), Device::Cpu, kind).unwrap();
+            let taking = engine.clone();
+            tokio::task::spawn_blocking(move || taking.set_weights(weights)).await.unwrap().unwrap();
+            assert_eq!(engine.generate(ask()).await.unwrap().tokens, wanted, "{model} {precision:?}");
+            for answer in queued {
+                let tokens = answer.await.unwrap().unwrap().tokens;
+                assert!(tokens == before || tokens == wanted, "a mixture of two models");
+            }
+            let missing = Weights { tensors: Default::default() };
+            let refused = engine.clone();
+            let error = tokio::task::spawn_blocking(move || refused.set_weights(missing)).await.unwrap().unwrap_err();
+            assert!(error.to_string().contains("the weights have no"), "{error}");
+            assert_eq!(engine.generate(ask()).await.unwrap().tokens, wanted, "the old ones stay");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_rollout_keeps_its_stop_token() {
+    let engine = start("qwen3", 2);
+    let prompt = ids(&expected("qwen3")("prompt", 1));
+    let free = engine.generate(request(prompt.clone(), 12)).await.unwrap().tokens;
+    let stop: Arc<[u32]> = Arc::from([free[7]]);
+    let first = free.iter().position(|token| *token == free[7]).unwrap();
+    let ask = || Request { stop: stop.clone(), ..request(prompt.clone(), 12) };
+    assert_eq!(engine.generate(ask()).await.unwrap().tokens, free[..first]);
+    let kept = engine.rollout(ask()).await.unwrap();
+    assert_eq!((kept.tokens, kept.finish), (free[..=first].to_vec(), FinishReason::Stop));
 }

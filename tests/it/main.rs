@@ -3,6 +3,7 @@
 
 mod cli;
 mod engine;
+mod grpo;
 mod hub;
 mod ingest;
 mod kill;

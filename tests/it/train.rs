@@ -27,7 +27,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 /// A finished table of text columns.
-async fn table(location: &Location, name: &str, columns: &[&str], rows: &[Vec<Option<String>>]) {
+pub async fn table(location: &Location, name: &str, columns: &[&str], rows: &[Vec<Option<String>>]) {
     let fields: Vec<Field> = columns.iter().map(|c| Field::new(*c, DataType::Utf8, true)).collect();
     let schema = Arc::new(Schema::new(fields));
     let commit = TableCommit::begin(location, name, "key").await.unwrap();
@@ -57,7 +57,7 @@ async fn table(location: &Location, name: &str, columns: &[&str], rows: &[Vec<Op
     commit.publish(manifest).await.unwrap();
 }
 
-fn context(location: &Location, output: &str) -> StageContext {
+pub fn context(location: &Location, output: &str) -> StageContext {
     StageContext {
         location: location.clone(),
         output: output.to_owned(),
@@ -73,7 +73,7 @@ fn context(location: &Location, output: &str) -> StageContext {
     }
 }
 
-fn some(text: &str) -> Option<String> {
+pub fn some(text: &str) -> Option<String> {
     Some(text.to_owned())
 }
 
@@ -92,7 +92,7 @@ fn pairs() -> Vec<Vec<Option<String>>> {
 }
 
 /// A location with a table of pairs and a tokenizer trained on it.
-async fn prepared(home: &Path) -> Location {
+pub async fn prepared(home: &Path) -> Location {
     let location = Location::parse(home.to_str().unwrap()).unwrap();
     let rows = pairs();
     table(&location, "pairs", &["prompt", "completion"], &rows).await;
@@ -105,7 +105,7 @@ async fn prepared(home: &Path) -> Location {
     location
 }
 
-fn sft_config(changes: &[(&str, Value)]) -> sft::Config {
+pub fn sft_config(changes: &[(&str, Value)]) -> sft::Config {
     let mut config = json!({
         "init": {
             "architecture": "qwen3", "hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8, "ffn": 64,
@@ -123,7 +123,7 @@ fn sft_config(changes: &[(&str, Value)]) -> sft::Config {
     serde_json::from_value(config).unwrap()
 }
 
-fn read(home: &Path, model: &str, file: &str) -> Vec<u8> {
+pub fn read(home: &Path, model: &str, file: &str) -> Vec<u8> {
     std::fs::read(home.join("models").join(model).join(file)).unwrap()
 }
 
@@ -164,10 +164,10 @@ async fn a_new_model_in_hugging_face_layout() {
 }
 
 /// Cancels after some steps.
-struct CancelAt {
-    steps: AtomicU64,
-    at: u64,
-    cancel: CancellationToken,
+pub struct CancelAt {
+    pub steps: AtomicU64,
+    pub at: u64,
+    pub cancel: CancellationToken,
 }
 
 impl Progress for CancelAt {
@@ -283,7 +283,7 @@ async fn a_classifier_that_python_reads() {
 }
 
 /// Logits of transformers for a fixed prompt, against those of our decoder.
-fn transformers_agrees(dir: &Path) {
+pub fn transformers_agrees(dir: &Path) {
     let code = "import sys, json, torch\n\
                 from transformers import AutoModelForCausalLM, AutoTokenizer\n\
                 t = AutoTokenizer.from_pretrained(sys.argv[1])\n\

@@ -65,6 +65,11 @@ pub struct Packed<E> {
     bias: Vec<f32>,
 }
 
+/// Packed column of a column of the first (0) or second (1) of two interleaved matrices.
+fn interleaved_column(column: usize, half: usize) -> usize {
+    column / LANES * 2 * LANES + half * LANES + column % LANES
+}
+
 /// What happens to a finished block.
 pub enum Finish<E> {
     /// `out[row, column] = value + bias`.
@@ -93,12 +98,10 @@ impl<E: Elem> Packed<E> {
     /// No memory.
     pub fn stacked(matrices: &[&[E]], inner: usize, bias: Vec<f32>) -> anyhow::Result<Self> {
         let columns: usize = matrices.iter().map(|m| m.len() / inner).sum();
-        let mut packed = Self::empty(columns.div_ceil(2 * LANES), inner, bias)?;
-        let rows = matrices.iter().flat_map(|m| m.chunks_exact(inner));
-        for (column, row) in rows.enumerate() {
-            packed.put(column, row);
-        }
-        packed.bias.resize(if packed.bias.is_empty() { 0 } else { packed.pairs * 2 * LANES }, 0.0);
+        let pairs = columns.div_ceil(2 * LANES);
+        let padded = vec![0.0; if bias.is_empty() { 0 } else { pairs * 2 * LANES }];
+        let mut packed = Self::empty(pairs, inner, padded)?;
+        packed.restack(matrices, inner, &bias);
         Ok(packed)
     }
 
@@ -109,12 +112,25 @@ impl<E: Elem> Packed<E> {
     pub fn interleaved(first: &[E], second: &[E], inner: usize) -> anyhow::Result<Self> {
         let columns = first.len() / inner;
         let mut packed = Self::empty(columns.div_ceil(LANES), inner, Vec::new())?;
+        packed.reinterleave(first, second, inner);
+        Ok(packed)
+    }
+
+    /// Puts other matrices of the same shapes in the place of those that [`Packed::stacked`] was given.
+    pub fn restack(&mut self, matrices: &[&[E]], inner: usize, bias: &[f32]) {
+        for (column, row) in matrices.iter().flat_map(|m| m.chunks_exact(inner)).enumerate() {
+            self.put(column, row);
+        }
+        self.bias[..bias.len()].copy_from_slice(bias);
+    }
+
+    /// Puts other matrices of the same shape in the place of those that [`Packed::interleaved`] was given.
+    pub fn reinterleave(&mut self, first: &[E], second: &[E], inner: usize) {
         for (half, matrix) in [first, second].into_iter().enumerate() {
             for (column, row) in matrix.chunks_exact(inner).enumerate() {
-                packed.put(column / LANES * 2 * LANES + half * LANES + column % LANES, row);
+                self.put(interleaved_column(column, half), row);
             }
         }
-        Ok(packed)
     }
 
     fn empty(pairs: usize, inner: usize, bias: Vec<f32>) -> anyhow::Result<Self> {

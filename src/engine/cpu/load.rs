@@ -70,6 +70,30 @@ impl<E: Elem> CpuModel<E> {
         })
     }
 
+    /// Packs other parameters of the same shapes over the present ones.
+    ///
+    /// # Errors
+    /// A parameter is missing.
+    pub fn repack(&mut self, mut weights: Weights) -> anyhow::Result<()> {
+        let config = &self.config;
+        let mut take = Source::<E> { weights: &mut weights, kind: std::marker::PhantomData };
+        let embedding = take.take("model.embed_tokens.weight")?;
+        let head = if config.tied_embeddings { embedding.shallow_clone() } else { take.take("lm_head.weight")? };
+        self.head.restack(&[slice::<E>(&head)], config.hidden, &[]);
+        self.embedding.copy_from_slice(slice::<E>(&embedding));
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            let new = Block::take(config, index, &mut take)?;
+            layer.qkv.restack(&new.projections(), config.hidden, &new.bias);
+            layer.out.restack(&[slice::<E>(&new.out)], config.heads * config.head_dim, &[]);
+            layer.gate_up.reinterleave(slice::<E>(&new.gate), slice::<E>(&new.up), config.hidden);
+            layer.down.restack(&[slice::<E>(&new.down)], config.ffn, &[]);
+            (layer.input_norm, layer.post_norm) = (new.input_norm, new.post_norm);
+            (layer.q_norm, layer.k_norm) = (new.q_norm, new.k_norm);
+        }
+        self.final_norm = take.norm("model.norm.weight")?;
+        Ok(())
+    }
+
     /// Bytes that weights take once packed, and while they are read.
     pub fn weight_bytes(config: &DecoderConfig) -> u64 {
         let extra = if config.tied_embeddings { config.vocab_size * config.hidden } else { 0 };
@@ -121,35 +145,67 @@ fn layer<E: Elem>(
     pages: usize,
     take: &mut Source<E>,
 ) -> anyhow::Result<Layer<E>> {
-    let name = |suffix: &str| format!("model.layers.{index}.{suffix}");
+    let new = Block::take(config, index, take)?;
     let (hidden, dim) = (config.hidden, config.head_dim);
-    let (mut projections, mut bias) = (Vec::new(), Vec::new());
-    for part in ["q", "k", "v"] {
-        projections.push(take.take(&name(&format!("self_attn.{part}_proj.weight")))?);
-        if config.arch == Arch::Qwen2 {
-            bias.extend(floats(&take.take(&name(&format!("self_attn.{part}_proj.bias")))?)?);
-        }
-    }
-    let stacked: Vec<&[E]> = projections.iter().map(slice::<E>).collect();
-    let head_norm = |take: &mut Source<E>, part: &str| {
-        (config.arch == Arch::Qwen3).then(|| take.norm(&name(&format!("self_attn.{part}_norm.weight")))).transpose()
-    };
-    let out = take.take(&name("self_attn.o_proj.weight"))?;
-    let (gate, up) = (take.take(&name("mlp.gate_proj.weight"))?, take.take(&name("mlp.up_proj.weight"))?);
-    let down = take.take(&name("mlp.down_proj.weight"))?;
     let cache = pages * config.kv_heads * PAGE;
     Ok(Layer {
-        input_norm: take.norm(&name("input_layernorm.weight"))?,
-        post_norm: take.norm(&name("post_attention_layernorm.weight"))?,
-        q_norm: head_norm(take, "q")?,
-        k_norm: head_norm(take, "k")?,
-        qkv: Packed::stacked(&stacked, hidden, bias)?,
-        out: Packed::stacked(&[slice::<E>(&out)], config.heads * dim, Vec::new())?,
-        gate_up: Packed::interleaved(slice::<E>(&gate), slice::<E>(&up), hidden)?,
-        down: Packed::stacked(&[slice::<E>(&down)], config.ffn, Vec::new())?,
+        qkv: Packed::stacked(&new.projections(), hidden, new.bias.clone())?,
+        out: Packed::stacked(&[slice::<E>(&new.out)], config.heads * dim, Vec::new())?,
+        gate_up: Packed::interleaved(slice::<E>(&new.gate), slice::<E>(&new.up), hidden)?,
+        down: Packed::stacked(&[slice::<E>(&new.down)], config.ffn, Vec::new())?,
         keys: Buffer::zeroed(cache * dim)?,
         values: Buffer::zeroed(cache * dim.next_multiple_of(LANES))?,
+        input_norm: new.input_norm,
+        post_norm: new.post_norm,
+        q_norm: new.q_norm,
+        k_norm: new.k_norm,
     })
+}
+
+/// One block's parameters as the checkpoint has them.
+struct Block {
+    qkv: Vec<Tensor>,
+    bias: Vec<f32>,
+    q_norm: Option<Vec<f32>>,
+    k_norm: Option<Vec<f32>>,
+    out: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    input_norm: Vec<f32>,
+    post_norm: Vec<f32>,
+}
+
+impl Block {
+    fn take<E: Elem>(config: &DecoderConfig, index: usize, take: &mut Source<E>) -> anyhow::Result<Self> {
+        let name = |suffix: &str| format!("model.layers.{index}.{suffix}");
+        let (mut qkv, mut bias) = (Vec::new(), Vec::new());
+        for part in ["q", "k", "v"] {
+            qkv.push(take.take(&name(&format!("self_attn.{part}_proj.weight")))?);
+            if config.arch == Arch::Qwen2 {
+                bias.extend(floats(&take.take(&name(&format!("self_attn.{part}_proj.bias")))?)?);
+            }
+        }
+        let head_norm = |take: &mut Source<E>, part: &str| {
+            (config.arch == Arch::Qwen3).then(|| take.norm(&name(&format!("self_attn.{part}_norm.weight")))).transpose()
+        };
+        Ok(Self {
+            qkv,
+            bias,
+            q_norm: head_norm(take, "q")?,
+            k_norm: head_norm(take, "k")?,
+            out: take.take(&name("self_attn.o_proj.weight"))?,
+            gate: take.take(&name("mlp.gate_proj.weight"))?,
+            up: take.take(&name("mlp.up_proj.weight"))?,
+            down: take.take(&name("mlp.down_proj.weight"))?,
+            input_norm: take.norm(&name("input_layernorm.weight"))?,
+            post_norm: take.norm(&name("post_attention_layernorm.weight"))?,
+        })
+    }
+
+    fn projections<E: Elem>(&self) -> Vec<&[E]> {
+        self.qkv.iter().map(slice::<E>).collect()
+    }
 }
 
 /// Hands tensors out of the map, so that each is freed once packed.

@@ -22,7 +22,7 @@ use super::{
     backend::{Backend, Batch, Limits, Logits, Segment},
     pages::PAGE,
 };
-use crate::models::config::DecoderConfig;
+use crate::models::{config::DecoderConfig, weights::Weights};
 use attend::{QUERIES, Scratch, View};
 use buffer::Buffer;
 use elem::Elem;
@@ -116,6 +116,10 @@ impl<E: Elem> Backend for CpuModel<E> {
             }
         }
         Ok(())
+    }
+
+    fn set_weights(&mut self, weights: Weights) -> anyhow::Result<()> {
+        self.repack(weights)
     }
 
     fn pages(&self) -> usize {

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 pub mod artifact;
 pub mod fasttext;
 pub mod figure;
+pub mod grpo;
 pub mod ingest;
 pub mod pack;
 pub mod sft;
@@ -44,6 +45,8 @@ pub enum StageConfig {
     Pack(Box<pack::Config>),
     /// `sft`: pairs to a fine-tuned model.
     Sft(Box<sft::Config>),
+    /// `grpo`: documents and rewards to a better rephraser.
+    Grpo(Box<grpo::Config>),
     /// `tokenizer`: texts to a tokenizer.
     Tokenizer(tokenizer::Config),
     /// `fasttext`: labelled texts to a classifier.
@@ -60,6 +63,7 @@ impl StageConfig {
             Self::Figure(_) => "figure",
             Self::Pack(_) => "pack",
             Self::Sft(_) => "sft",
+            Self::Grpo(_) => "grpo",
             Self::Tokenizer(_) => "tokenizer",
             Self::Fasttext(_) => "fasttext",
         }
@@ -74,6 +78,7 @@ impl StageConfig {
             | Self::Figure(_)
             | Self::Pack(_)
             | Self::Sft(_)
+            | Self::Grpo(_)
             | Self::Tokenizer(_)
             | Self::Fasttext(_) => 1,
         }
@@ -84,6 +89,7 @@ impl StageConfig {
             Self::Ingest(_) | Self::Sql(_) | Self::Union(_) | Self::Figure(_) => Vec::new(),
             Self::Pack(config) => config.tables(),
             Self::Sft(config) => config.tables(),
+            Self::Grpo(config) => config.tables(),
             Self::Tokenizer(config) => config.tables(),
             Self::Fasttext(config) => config.tables(),
         }
@@ -92,6 +98,7 @@ impl StageConfig {
     pub fn models(&self) -> Vec<&str> {
         match self {
             Self::Sft(config) => config.models(),
+            Self::Grpo(config) => config.models(),
             Self::Pack(config) => config.models(),
             Self::Ingest(_)
             | Self::Sql(_)
@@ -99,6 +106,13 @@ impl StageConfig {
             | Self::Figure(_)
             | Self::Tokenizer(_)
             | Self::Fasttext(_) => Vec::new(),
+        }
+    }
+    /// Tables that the stage leaves besides what it yields; `name` is what it yields.
+    pub fn side_tables(&self, name: &str) -> Vec<String> {
+        match self {
+            Self::Grpo(_) => grpo::TABLES.iter().map(|suffix| format!("{name}{suffix}")).collect(),
+            _ => Vec::new(),
         }
     }
     /// Text files whose content the stage takes up.
@@ -110,6 +124,7 @@ impl StageConfig {
             | Self::Union(_)
             | Self::Figure(_)
             | Self::Pack(_)
+            | Self::Grpo(_)
             | Self::Tokenizer(_)
             | Self::Fasttext(_) => Vec::new(),
         }
@@ -120,6 +135,11 @@ impl StageConfig {
             && !model(&config.tokenizer)
         {
             config.tokenizer = path(&config.tokenizer);
+        }
+        if let Self::Grpo(config) = self
+            && !model(&config.init)
+        {
+            config.init = path(&config.init);
         }
         let Self::Sft(config) = self else { return };
         let name = match &mut config.init {
