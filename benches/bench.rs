@@ -6,6 +6,7 @@ mod parts {
     pub mod bertscore;
     pub mod generate;
     pub mod grpo;
+    pub mod pack;
 }
 
 /// What the command line asks for.
@@ -16,6 +17,8 @@ pub struct Options {
     pub case: String,
     /// `--work=REQUESTS,PROMPT,NEW` instead of the benchmark's own.
     pub work: Vec<usize>,
+    /// `--keep=DIRECTORY` for what a peer is to work on.
+    pub keep: String,
 }
 
 fn main() {
@@ -24,12 +27,17 @@ fn main() {
     let options = Options {
         smoke: arguments.iter().any(|a| a == "--smoke"),
         case: value("--case="),
+        keep: value("--keep="),
         work: value("--work=").split(',').filter_map(|n| n.parse().ok()).collect(),
     };
     let names: Vec<&str> = arguments.iter().map(String::as_str).filter(|a| !a.starts_with("--")).collect();
     type Bench = fn(&Options) -> anyhow::Result<()>;
-    let all: [(&str, Bench); 3] =
-        [("bertscore", parts::bertscore::run), ("generate", parts::generate::run), ("grpo", parts::grpo::run)];
+    let all: [(&str, Bench); 4] = [
+        ("bertscore", parts::bertscore::run),
+        ("generate", parts::generate::run),
+        ("grpo", parts::grpo::run),
+        ("pack", parts::pack::run),
+    ];
     for (name, bench) in all {
         if names.is_empty() || names.contains(&name) {
             println!("{name}");

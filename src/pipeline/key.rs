@@ -40,11 +40,11 @@ pub async fn stage_key(plan: &Plan, stage: &Stage, known: &Known, models: &Model
     let models = model_hashes(stage, known, models).await?;
     let params: BTreeMap<&String, serde_json::Value> = stage.params.iter().map(|(n, v)| (n, json(v))).collect();
     let (query, format) = match &stage.work {
-        Work::Sql(query) => (Some(&query.text), None),
+        Work::Sql(query) | Work::Figure { query, .. } => (Some(&query.text), None),
         Work::Ingest { source, .. } => (None, Some(source.format)),
         _ => (None, None),
     };
-    let seeded = !models.is_empty() || !matches!(stage.work, Work::Ingest { .. } | Work::Sql(_));
+    let seeded = !models.is_empty() || !matches!(stage.work, Work::Ingest { .. } | Work::Sql(_) | Work::Figure { .. });
     let mut facts = json!({
         "kind": stage.config.kind(),
         "code": code_version(stage),
@@ -72,8 +72,9 @@ fn settings(stage: &Stage) -> Result<serde_json::Value> {
     let mut settings = serde_json::to_value(&stage.config)?;
     if let Some(fields) = settings.get_mut(stage.config.kind()).and_then(serde_json::Value::as_object_mut) {
         for name in match &stage.work {
-            Work::Sql(_) => ["file", "query"].as_slice(),
+            Work::Sql(_) | Work::Figure { .. } => ["file", "query"].as_slice(),
             Work::Ingest { .. } => &["source"],
+            Work::Pack { .. } => &["memory_mib"],
             _ => &[],
         } {
             fields.shift_remove(*name);

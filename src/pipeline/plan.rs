@@ -8,11 +8,11 @@ use super::{
     spec::{Located, Spec, StageSpec, Yields},
     sqlscan::{self, Scan},
     stage::{
-        StageConfig, fasttext, grpo,
+        StageConfig, fasttext, figure, grpo,
         ingest::{self, Paths, SourceSpec},
-        sft,
+        pack, sft,
         sql::{self, InputTable, Query},
-        tokenizer,
+        tokenizer, union,
     },
     yaml::{
         node::Value,
@@ -91,6 +91,20 @@ pub enum Work {
     },
     /// Runs a query.
     Sql(Query),
+    /// Runs a query and draws its rows.
+    Figure {
+        /// The settings.
+        config: Box<figure::Config>,
+        /// The query.
+        query: Query,
+    },
+    /// Packs texts into contexts.
+    Pack {
+        /// The settings.
+        config: Box<pack::Config>,
+        /// Its tables, in the order of the settings.
+        tables: Vec<(String, InputTable)>,
+    },
     /// Fine-tunes a decoder on pairs.
     Sft(Box<sft::Config>),
     /// Trains a rephraser by reinforcement.
@@ -255,6 +269,7 @@ impl Builder<'_> {
                     encoder.idf = encoder.idf.take().map(file);
                     &mut encoder.path
                 }
+                ModelSpec::Tokenizer(tokenizer) => &mut tokenizer.path,
             };
             match made {
                 Some(_) if path.is_empty() => *path = self.made_path(name),
@@ -287,6 +302,8 @@ impl Builder<'_> {
             .iter()
             .map(|stage| match &stage.config {
                 Some(StageConfig::Sql(config)) => self.scan(stage, config),
+                Some(StageConfig::Figure(config)) => self.scan(stage, &config.sql()),
+                Some(StageConfig::Union(config)) => self.union(stage, config),
                 _ => None,
             })
             .collect()
@@ -323,6 +340,25 @@ impl Builder<'_> {
                 None
             }
         }
+    }
+
+    /// The query over the tables that the patterns of a `union` match.
+    fn union(&mut self, stage: &StageSpec, config: &union::Config) -> Option<Scanned> {
+        let others = self.spec.stages.iter().filter(|s| s.yields == Yields::Table && s.name.value != stage.name.value);
+        let known: Vec<&str> = others.map(|s| s.name.value.as_str()).collect();
+        let names = match config.matching(&known) {
+            Ok(names) => names,
+            Err(pattern) => {
+                let at = stage.node.find_text(pattern).unwrap_or(&stage.node.at);
+                self.problems.add(at, format!("no stage makes a table `{pattern}`{}", suggest(pattern, &known)));
+                return None;
+            }
+        };
+        let query = config.query(&names);
+        let at = stage.node.at.clone();
+        let origin = format!("{at} (union `{}`)", stage.name.value);
+        let scan = sqlscan::scan(&query).ok()?;
+        Some(Scanned { query, origin, scan, place: Box::new(move |_, _| at.clone()) })
     }
 
     /// Tables that are read and that no stage makes: entries of `tables:`, else finished tables of earlier runs.
@@ -370,7 +406,7 @@ impl Builder<'_> {
             for (name, at) in &used {
                 self.check_model(name, at, models);
             }
-            let bound = scanned.as_ref().map(|s| self.bind(s, params)).unwrap_or_default();
+            let bound = scanned.as_ref().map(|s| self.bind(s, stage, params)).unwrap_or_default();
             let needs = self.needs(&tables, &used);
             let names = |refs: &[(String, Place)]| -> Vec<String> {
                 refs.iter().map(|(n, _)| n.clone()).collect::<BTreeSet<_>>().into_iter().collect()
@@ -476,9 +512,18 @@ impl Builder<'_> {
     }
 
     /// The values that a query binds; names without a value are problems.
-    fn bind(&mut self, scanned: &Scanned, params: &BTreeMap<String, ScalarValue>) -> BTreeMap<String, ScalarValue> {
+    fn bind(
+        &mut self,
+        scanned: &Scanned,
+        stage: &StageSpec,
+        params: &BTreeMap<String, ScalarValue>,
+    ) -> BTreeMap<String, ScalarValue> {
         let mut bound = BTreeMap::new();
         for used in &scanned.scan.params {
+            if let Some(value) = stage.each.get(&used.name).and_then(|node| scalar(&node.value)) {
+                bound.insert(used.name.clone(), value);
+                continue;
+            }
             self.params_used.insert(used.name.clone());
             let place = (scanned.place)(used.line, used.column);
             match (params.get(&used.name), self.spec.params.get(&used.name).map(|n| &n.value)) {
@@ -534,6 +579,15 @@ impl Builder<'_> {
                 Work::Ingest { config, source: self.source(source.value.as_ref()?) }
             }
             StageConfig::Sql(config) => Work::Sql(self.query(scanned?, &config, external)),
+            StageConfig::Union(_) => Work::Sql(self.query(scanned?, &sql::Config::default(), external)),
+            StageConfig::Figure(config) => {
+                let query = self.query(scanned?, &config.sql(), external);
+                Work::Figure { config, query }
+            }
+            StageConfig::Pack(config) => {
+                let tables = config.tables().iter().map(|n| ((*n).to_owned(), self.input(n, external))).collect();
+                Work::Pack { config, tables }
+            }
             StageConfig::Sft(config) => Work::Sft(config),
             StageConfig::Grpo(config) => Work::Grpo(config),
             StageConfig::Tokenizer(config) => Work::Tokenizer(config),
@@ -550,9 +604,13 @@ impl Builder<'_> {
         SourceSpec { path, ..source.clone() }
     }
 
+    /// A table of this pipeline or one made elsewhere.
+    fn input(&self, name: &str, external: &BTreeMap<String, InputTable>) -> InputTable {
+        let ours = || InputTable::Managed { location: self.location.clone(), table: name.to_owned() };
+        external.get(name).cloned().unwrap_or_else(ours)
+    }
+
     fn query(&self, scanned: &Scanned, config: &sql::Config, external: &BTreeMap<String, InputTable>) -> Query {
-        let ours = |name: &String| InputTable::Managed { location: self.location.clone(), table: name.clone() };
-        let table = |name: &String| external.get(name).cloned().unwrap_or_else(|| ours(name));
         let scan = &scanned.scan;
         let slow: Vec<ModelArgument> = model_arguments().into_iter().filter(|a| a.slow).collect();
         let runs_model = |call: &sqlscan::Call| {
@@ -562,7 +620,7 @@ impl Builder<'_> {
         Query {
             text: scanned.query.clone(),
             origin: scanned.origin.clone(),
-            tables: scan.tables.iter().map(|t| (t.name.clone(), table(&t.name))).collect(),
+            tables: scan.tables.iter().map(|t| (t.name.clone(), self.input(&t.name, external))).collect(),
             calls_model: scan.calls.iter().any(runs_model),
             fragment_rows: config.fragment_rows,
         }

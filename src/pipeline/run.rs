@@ -6,7 +6,7 @@ use super::{
     key::{Known, StageKey, code_version, stage_key},
     plan::{Plan, Stage, Work},
     spec::Yields,
-    stage::{Progress, StageContext, fasttext, grpo, ingest, json, sft, sql, tokenizer},
+    stage::{Progress, StageContext, fasttext, figure, grpo, ingest, json, pack, sft, sql, tokenizer},
 };
 use crate::{
     storage::{
@@ -352,6 +352,8 @@ async fn run_stage(
     Ok(match &stage.work {
         Work::Ingest { config, source } => Made::Table(ingest::run(config, source, &cx).await?),
         Work::Sql(query) => Made::Table(sql::run(query, &cx).await?),
+        Work::Figure { config, query } => Made::Table(figure::run(config, query, &cx).await?),
+        Work::Pack { config, tables } => Made::Table(pack::run(config, tables, &cx).await?),
         Work::Sft(config) => Made::Model(sft::run(config, &cx).await?),
         Work::Grpo(config) => Made::Model(grpo::run(config, &cx).await?),
         Work::Tokenizer(config) => Made::Model(tokenizer::run(config, &cx).await?),

@@ -3,12 +3,13 @@
 
 use super::{
     stage::{
-        StageConfig, fasttext, grpo,
+        StageConfig, fasttext, figure, grpo,
         ingest::{self, SourceSpec},
-        sft, sql, tokenizer,
+        pack, sft, sql, tokenizer, union,
     },
     yaml::{
         decode::decode,
+        each,
         node::{Entry, Node, Value},
         problem::{Place, Problems, list, suggest},
         set::{Assignment, Names, interpolate},
@@ -18,7 +19,7 @@ use crate::{
     rewards::repro_reward::RewardConfig,
     udf::{
         encoder::EncoderSpec,
-        models::{CausalLmSpec, FastTextSpec, ModelSpec},
+        models::{CausalLmSpec, FastTextSpec, ModelSpec, TokenizerSpec},
         remote::RemoteSpec,
     },
 };
@@ -81,6 +82,8 @@ pub struct StageSpec {
     pub yields: Yields,
     /// The kind's key and the config below it; None where it is faulty (already reported).
     pub config: Option<StageConfig>,
+    /// Names and values of its `for_each`.
+    pub each: BTreeMap<String, Node>,
     /// The config as written, to find places.
     pub node: Node,
 }
@@ -88,7 +91,7 @@ pub struct StageSpec {
 const TOP: &[&str] = &["name", "location", "seed", "params", "models", "rewards", "sources", "tables", "stages"];
 /// Names of params that would be taken for something else.
 const RESERVED_PARAMS: &[&str] = TOP;
-const TABLE_KINDS: &[&str] = &["ingest", "sql"];
+const TABLE_KINDS: &[&str] = &["ingest", "sql", "union", "pack", "figure"];
 const MODEL_KINDS: &[&str] = &["sft", "grpo", "tokenizer", "fasttext"];
 /// Directories beside the tables.
 const RESERVED_TABLES: &[&str] = &["failed", "models"];
@@ -120,6 +123,7 @@ impl Spec {
         let undeclared = assign(&mut tree, set, problems);
         let (params, mut used) = params(&mut tree, problems);
         refuse_text_in_queries(&mut tree, problems);
+        each::expand(&mut tree, &params, &mut used, problems);
         interpolate(&mut tree, &params, &mut used, problems);
         check_keys(&tree, TOP, problems);
         Some(Self {
@@ -221,10 +225,12 @@ fn refuse_text_in_queries(tree: &mut Node, problems: &mut Problems) {
         return;
     };
     for stage in stages {
-        let Some(query) = stage.get_mut("sql").and_then(|sql| sql.get_mut("query")) else { continue };
-        if matches!(&query.value, Value::Text(t) if t.contains("${")) {
-            problems.add(&query.at, "`${name}` in a query; write $name, which binds the value");
-            query.value = Value::Hole;
+        for key in ["sql", "figure"] {
+            let Some(query) = stage.get_mut(key).and_then(|sql| sql.get_mut("query")) else { continue };
+            if matches!(&query.value, Value::Text(t) if t.contains("${")) {
+                problems.add(&query.at, "`${name}` in a query; write $name, which binds the value");
+                query.value = Value::Hole;
+            }
         }
     }
 }
@@ -315,7 +321,7 @@ fn models(tree: &Node, problems: &mut Problems) -> BTreeMap<String, Located<Opti
 }
 
 fn model(name: &str, node: &Node, problems: &mut Problems) -> Option<ModelSpec> {
-    const KINDS: &[&str] = &["causal_lm", "encoder", "fasttext", "remote"];
+    const KINDS: &[&str] = &["causal_lm", "encoder", "fasttext", "remote", "tokenizer"];
     let Value::Map(entries) = &node.value else {
         problems.add(&node.at, format!("the model `{name}` must be a mapping, e.g. {{ kind: causal_lm, path: … }}"));
         return None;
@@ -331,6 +337,7 @@ fn model(name: &str, node: &Node, problems: &mut Problems) -> Option<ModelSpec> 
         Some("encoder") => decode::<EncoderSpec>(&rest, problems).map(ModelSpec::Encoder),
         Some("fasttext") => decode::<FastTextSpec>(&rest, problems).map(ModelSpec::Fasttext),
         Some("remote") => decode::<RemoteSpec>(&rest, problems).map(ModelSpec::Remote),
+        Some("tokenizer") => decode::<TokenizerSpec>(&rest, problems).map(ModelSpec::Tokenizer),
         Some(other) => {
             problems.add(&kind.value.at, format!("`{other}` is no kind of model{}", suggest(other, KINDS)));
             None
@@ -417,7 +424,8 @@ fn stage(item: &Node, problems: &mut Problems) -> Option<StageSpec> {
         );
         return None;
     }
-    let known: Vec<&str> = ["table", "model"].iter().chain(TABLE_KINDS).chain(MODEL_KINDS).copied().collect();
+    let known: Vec<&str> =
+        ["table", "model", each::KEY].iter().chain(TABLE_KINDS).chain(MODEL_KINDS).copied().collect();
     check_keys(item, &known, problems);
     let (yields, name) = match (item.get("table"), item.get("model")) {
         (Some(entry), None) => (Yields::Table, entry),
@@ -444,7 +452,11 @@ fn stage(item: &Node, problems: &mut Problems) -> Option<StageSpec> {
     let config = kind(item, &name, yields, problems);
     let node = config.map_or_else(|| item.clone(), |entry| entry.value.clone());
     let config = config.and_then(|entry| config_of(entry, problems));
-    Some(StageSpec { name, yields, config, node })
+    let each = match item.get(each::KEY).map(|entry| &entry.value.value) {
+        Some(Value::Map(entries)) => entries.iter().map(|e| (e.key.clone(), e.value.clone())).collect(),
+        _ => BTreeMap::new(),
+    };
+    Some(StageSpec { name, yields, config, each, node })
 }
 
 /// The one key that says how the stage works, if it fits what the stage yields.
@@ -498,6 +510,14 @@ fn config_of(entry: &Entry, problems: &mut Problems) -> Option<StageConfig> {
             }
             sql_config(&node, problems).map(StageConfig::Sql)
         }
+        "union" => {
+            if short {
+                place("tables", &mut node);
+            }
+            decode::<union::Config>(&node, problems).map(StageConfig::Union)
+        }
+        "figure" => figure_config(&node, problems).map(|config| StageConfig::Figure(Box::new(config))),
+        "pack" => decode::<pack::Config>(&node, problems).map(|config| StageConfig::Pack(Box::new(config))),
         "sft" => decode::<sft::Config>(&node, problems).map(|config| StageConfig::Sft(Box::new(config))),
         "grpo" => decode::<grpo::Config>(&node, problems).map(|config| StageConfig::Grpo(Box::new(config))),
         "tokenizer" => decode::<tokenizer::Config>(&node, problems).map(StageConfig::Tokenizer),
@@ -510,16 +530,29 @@ fn sql_config(node: &Node, problems: &mut Problems) -> Option<sql::Config> {
         return None;
     }
     let config: sql::Config = decode(node, problems)?;
+    if !one_query(&config, node, problems) {
+        return None;
+    }
+    if config.fragment_rows == Some(0) {
+        let at = node.get("fragment_rows").map_or(&node.at, |e| &e.value.at);
+        problems.add(at, "`fragment_rows` must be at least 1");
+        return None;
+    }
+    Some(config)
+}
+
+fn figure_config(node: &Node, problems: &mut Problems) -> Option<figure::Config> {
+    let config: figure::Config = decode(node, problems)?;
+    one_query(&config.sql(), node, problems).then_some(config)
+}
+
+fn one_query(config: &sql::Config, node: &Node, problems: &mut Problems) -> bool {
     match (&config.file, &config.query) {
         (Some(_), Some(_)) => problems.add(&node.at, "give `file` or `query`, not both"),
         (None, None) => problems.add(&node.at, "no SQL; give `file: NAME.sql` or `query: SELECT …`"),
-        _ if config.fragment_rows == Some(0) => {
-            let at = node.get("fragment_rows").map_or(&node.at, |e| &e.value.at);
-            problems.add(at, "`fragment_rows` must be at least 1");
-        }
-        _ => return Some(config),
+        _ => return true,
     }
-    None
+    false
 }
 
 fn push(node: &mut Node, key: &str, value: Value) {

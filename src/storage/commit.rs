@@ -182,6 +182,11 @@ impl TableCommit {
         })
     }
 
+    /// Data files of all fragments finished so far, in order.
+    pub fn files(&self) -> Vec<DataFile> {
+        data_files(&self.table.finished.lock().unwrap_or_else(PoisonError::into_inner)).0
+    }
+
     /// Opens a fragment's file (zstd Parquet, bounded row groups, streamed upload on S3). Fragments may be written at the same time.
     /// Ids are `[A-Za-z0-9-]`, padded with zeros so that the order of names is the order of rows.
     pub async fn fragment(&self, fragment: &str, schema: SchemaRef) -> anyhow::Result<FragmentWriter> {

@@ -132,6 +132,36 @@ impl Location {
         }
     }
 
+    /// Bytes `range` of an object that is there and that long.
+    ///
+    /// # Errors
+    /// It is missing, shorter, or cannot be read.
+    pub async fn read_range(&self, relative: &str, range: std::ops::Range<u64>) -> anyhow::Result<bytes::Bytes> {
+        let length = range.end.saturating_sub(range.start);
+        match &self.place {
+            Place::Local(dir) => {
+                let file = below(dir, relative);
+                blocking(move || {
+                    let mut bytes = vec![0; usize::try_from(length)?];
+                    let read = std::fs::File::open(&file)
+                        .and_then(|file| std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, range.start));
+                    read.with_context(|| format!("cannot read {}", file.display()))?;
+                    Ok(bytes.into())
+                })
+                .await
+            }
+            Place::S3(bucket) => {
+                let path = self.child(relative);
+                let read = s3::again(|| self.store.get_range(&path, range.clone())).await;
+                let bytes = read.map_err(|e| bucket.explain(&format!("reading {path}"), &e))?;
+                if bytes.len() as u64 != length {
+                    bail!("{}/{relative} ends before byte {}", self.shown, range.end);
+                }
+                Ok(bytes)
+            }
+        }
+    }
+
     /// Whole-object write that readers see complete or not at all.
     pub async fn write(&self, relative: &str, bytes: bytes::Bytes) -> anyhow::Result<()> {
         match &self.place {

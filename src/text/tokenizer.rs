@@ -5,13 +5,17 @@
 //! markup (`<think>`, `[INST]`): the latter steer models as well. Added tokens that are ordinary text (GPT-NeoX's runs of spaces)
 //! are matched either way.
 
+use super::bpe::{Cache, json::Fast, ranks::Ranks};
 use anyhow::{Context, bail};
 use std::{
     collections::HashSet,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 use tokenizers::AddedToken;
+
+/// How the names of tiktoken's rank files end.
+const TIKTOKEN: &str = "tiktoken";
 
 /// A Hugging Face tokenizer; cheap to clone, shared between threads.
 #[derive(Clone)]
@@ -30,6 +34,50 @@ struct Inner {
     vocab_size: usize,
     /// ids put before and after one text by the post-processor
     affixes: (Vec<u32>, Vec<u32>),
+    /// made when first wanted; None where the tokenizer is of another kind
+    fast: OnceLock<Option<Fast>>,
+}
+
+/// Encodes many documents on one thread, as [`Special::Plain`] does.
+pub struct Encoder {
+    tokenizer: Tokenizer,
+    cache: Cache,
+}
+
+impl Encoder {
+    /// Appends the ids of a document; control tokens spelled out in it stay text.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`]; `out` may then hold a part.
+    pub fn encode(&mut self, text: &str, out: &mut Vec<u32>) -> anyhow::Result<()> {
+        let inner = &self.tokenizer.inner;
+        if !inner.fast().is_some_and(|fast| fast.encode(text, &mut self.cache, out)) {
+            out.extend(inner.encode_plain(text)?);
+        }
+        Ok(())
+    }
+}
+
+/// The bytes of the `tokenizer.json` that a path leads to: a model directory, such a file itself, or a tiktoken rank file (`*.tiktoken`),
+/// which is put into that form.
+///
+/// # Errors
+/// There is none, or it cannot be read. Errors name the file.
+pub fn tokenizer_json(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_owned() };
+    let bytes = match std::fs::read(&file) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(missing(path, &file)),
+        Err(error) => return Err(error).with_context(|| format!("{}: cannot read", file.display())),
+    };
+    if is_ranks(path) {
+        return Ranks::parse(&bytes).and_then(|r| r.to_tokenizer_json()).with_context(|| file.display().to_string());
+    }
+    Ok(bytes)
+}
+
+fn is_ranks(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == TIKTOKEN)
 }
 
 /// Whether control tokens spelled out in the text become those tokens.
@@ -42,15 +90,18 @@ pub enum Special {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` in `dir`. Truncation and padding that the file may ask for are switched off.
+    /// Reads `tokenizer.json` in `dir`. Truncation and padding that the file may ask for are switched off. Instead of a directory, the file
+    /// itself or a tiktoken rank file (`*.tiktoken`) will do.
     pub fn from_dir(dir: &Path) -> anyhow::Result<Self> {
-        let path = dir.join("tokenizer.json");
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(missing(dir, &path)),
-            Err(error) => return Err(error).with_context(|| format!("{}: cannot read", path.display())),
-        };
-        Self::from_bytes(&bytes).with_context(|| path.display().to_string())
+        let shown = if dir.is_dir() { dir.join("tokenizer.json") } else { dir.to_owned() };
+        let tokenizer = Self::from_bytes(&tokenizer_json(dir)?).with_context(|| shown.display().to_string())?;
+        if is_ranks(dir) {
+            // Documents are encoded by the ranks themselves.
+            let ranks = std::fs::read(dir).map_err(anyhow::Error::from).and_then(|bytes| Ranks::parse(&bytes));
+            let fast = ranks.and_then(|r| r.encoder()).with_context(|| shown.display().to_string())?;
+            let _ = tokenizer.inner.fast.set(Some(Fast::plain(fast)));
+        }
+        Ok(tokenizer)
     }
 
     /// The same from the bytes of a `tokenizer.json`.
@@ -72,6 +123,17 @@ impl Tokenizer {
             Special::Recognise => run(&self.inner.recognise, text),
             Special::Plain => self.inner.encode_plain(text),
         }
+    }
+
+    /// For many documents; one for each thread.
+    pub fn encoder(&self) -> Encoder {
+        self.inner.fast();
+        Encoder { tokenizer: self.clone(), cache: Cache::default() }
+    }
+
+    /// Whether [`Encoder`] has its own fast way for this tokenizer.
+    pub fn is_fast(&self) -> bool {
+        self.inner.fast().is_some()
     }
 
     /// The control tokens among `ids`, in order.
@@ -119,7 +181,16 @@ impl Inner {
             plain,
             vocab_size,
             affixes,
+            fast: OnceLock::new(),
         })
+    }
+
+    fn fast(&self) -> Option<&Fast> {
+        let make = || {
+            let file = self.recognise.to_string(false).ok().and_then(|text| serde_json::from_str(&text).ok())?;
+            Fast::from_json(&file, |content| self.controls.iter().any(|(control, _)| control == content))
+        };
+        self.fast.get_or_init(make).as_ref()
     }
 
     fn encode_plain(&self, text: &str) -> anyhow::Result<Vec<u32>> {

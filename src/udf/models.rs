@@ -16,7 +16,7 @@ use crate::{
         chat::ChatTemplate,
         chunk::Boundary,
         prompt::{MARKER, ORIGINAL, PairPrompt, Prompt},
-        tokenizer::Tokenizer,
+        tokenizer::{Tokenizer, tokenizer_json},
     },
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -48,6 +48,17 @@ pub enum ModelSpec {
     Encoder(EncoderSpec),
     /// A language model behind an OpenAI-compatible endpoint.
     Remote(RemoteSpec),
+    /// A tokenizer without a model, for `token_count` and `pack`.
+    Tokenizer(TokenizerSpec),
+}
+
+/// A tokenizer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenizerSpec {
+    /// A directory with `tokenizer.json` (local, `hf://`, `s3://`), such a file itself, or a tiktoken rank file with the split of GPT-2
+    /// (`*.tiktoken`).
+    pub path: String,
 }
 
 /// A generating language model in Hugging Face layout. What is not given comes from `repro.json` in the model directory (the settings its makers
@@ -91,6 +102,7 @@ impl ModelSpec {
             Self::Fasttext(_) => "a fastText classifier",
             Self::Encoder(_) => "an encoder",
             Self::Remote(_) => "a remote language model",
+            Self::Tokenizer(_) => "a tokenizer",
         }
     }
 }
@@ -273,6 +285,7 @@ impl Models {
         };
         entry.fasttext.get_or_try_init(load).await.cloned().with_context(|| format!("model `{name}`"))
     }
+
     /// The encoder of that name.
     ///
     /// # Errors
@@ -285,6 +298,7 @@ impl Models {
         };
         entry.encoder.get_or_try_init(load).await.cloned().with_context(|| format!("model `{name}`"))
     }
+
     fn encoding(&self, name: &str) -> Result<(&Entry, &EncoderSpec)> {
         let entry = self.entry(name)?;
         match &entry.spec {
@@ -292,11 +306,13 @@ impl Models {
             other => bail!("model `{name}` is {}, not an encoder (kind: encoder)", other.noun()),
         }
     }
-    /// The tokenizer of a language model, without the model.
+
+    /// The tokenizer of a language model, without the model; or a tokenizer of its own.
     pub async fn tokenizer(&self, name: &str) -> Result<Tokenizer> {
         let entry = self.entry(name)?;
         let path = match &entry.spec {
             ModelSpec::CausalLm(spec) => &spec.path,
+            ModelSpec::Tokenizer(spec) => &spec.path,
             ModelSpec::Remote(spec) => spec.tokenizer.as_ref().with_context(|| {
                 format!("model `{name}` is remote and its entry names no tokenizer; add `tokenizer: DIRECTORY`")
             })?,
@@ -324,6 +340,10 @@ impl Models {
             ModelSpec::Encoder(spec) => {
                 let dir = hub::resolve(&spec.path).await?;
                 blocking(move || encoder::hash_encoder(&dir, &spec)).await
+            }
+            ModelSpec::Tokenizer(spec) => {
+                let path = hub::resolve_tokenizer(&spec.path).await?;
+                blocking(move || Ok(blake3::hash(&tokenizer_json(&path)?).to_hex().to_string())).await
             }
         };
         entry.hash.get_or_try_init(hash).await.cloned().with_context(|| format!("model `{name}`"))
@@ -364,7 +384,7 @@ impl Models {
             let slots = match &entry.spec {
                 ModelSpec::CausalLm(spec) => spec.slots.unwrap_or(DEFAULT_SLOTS),
                 ModelSpec::Remote(spec) => spec.concurrency.unwrap_or(DEFAULT_CONCURRENCY),
-                ModelSpec::Fasttext(_) | ModelSpec::Encoder(_) => DEFAULT_SLOTS,
+                ModelSpec::Fasttext(_) | ModelSpec::Encoder(_) | ModelSpec::Tokenizer(_) => DEFAULT_SLOTS,
             };
             let count = (slots * REQUESTS_PER_SLOT).max(MIN_REQUESTS);
             (Arc::new(Semaphore::new(count)), count)

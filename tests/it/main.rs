@@ -12,6 +12,7 @@ mod ingest;
 mod kill;
 mod layers;
 mod operator;
+mod pack;
 mod recycle;
 mod remote;
 mod s3;

@@ -51,7 +51,7 @@ fn unknown_and_missing_keys() {
             "p.yaml:1:1: unknown key `nmae`; did you mean `name`?",
             "p.yaml:2:28: unknown key `formt`; did you mean `format`?",
             "p.yaml:5:28: unknown key `fragment_row`; did you mean `fragment_rows`?",
-            "p.yaml:6:5: unknown key `when`; known: `table`, `model`, `ingest`, `sql`, `sft`, `tokenizer`, `fasttext`",
+            "p.yaml:6:5: unknown key `when`; known: `table`, `model`, `for_each`, `ingest`, `sql`, `union`, `pack`, `figure`, `sft`, `grpo`, `tokenizer`, `fasttext`",
         ],
     );
     check("location: out\n", &["p.yaml:1:1: the key `stages` is missing; add the list of stages"]);
@@ -70,7 +70,7 @@ fn wrong_types() {
             "p.yaml:3:25: `seed` is a key of the pipeline itself; give the parameter another name",
             "p.yaml:5:47: expected a number, found the text `hot`",
             "p.yaml:5:59: expected a whole number, 0 or more, found the number `1.5`",
-            "p.yaml:6:6: the key `kind` is missing; add it, one of `causal_lm`, `fasttext`",
+            "p.yaml:6:6: the key `kind` is missing; add it, one of `causal_lm`, `fasttext`, `tokenizer`",
             "p.yaml:7:14: `causallm` is no kind of model; did you mean `causal_lm`?",
             "p.yaml:8:6: the model `p` must be a mapping, e.g. { kind: causal_lm, path: … }",
             "p.yaml:9:25: the number `5` does not fit here; see the documentation of this key",
@@ -89,7 +89,7 @@ fn stages_that_are_no_stages() {
         &[
             "p.yaml:4:5: the stage has no name; add `table: NAME` or `model: NAME`",
             "p.yaml:6:5: a stage yields one thing: give `table` or `model`, not both",
-            "p.yaml:8:12: nothing says how to make `c`; add one of `ingest`, `sql`",
+            "p.yaml:8:12: nothing says how to make `c`; add one of `ingest`, `sql`, `union`, `pack`, `figure`",
             "p.yaml:9:12: `d` has `ingest`, `sql`; a stage does one thing, split it",
             "p.yaml:13:5: `tokenizer` yields a model; write `model: e`",
             "p.yaml:15:5: `sql` yields a table; write `table: f`",

@@ -104,6 +104,7 @@ async fn model_path(cx: &StageContext, name: &str) -> anyhow::Result<String> {
     }
     match cx.models.spec(name) {
         Some(ModelSpec::CausalLm(spec)) => Ok(spec.path.clone()),
+        Some(ModelSpec::Tokenizer(spec)) => Ok(spec.path.clone()),
         Some(ModelSpec::Fasttext(_)) => bail!("`{name}` is a fastText classifier; a causal_lm is needed here"),
         Some(ModelSpec::Remote(_)) => bail!("`{name}` is remote; a causal_lm in this process is needed here"),
         Some(ModelSpec::Encoder(spec)) => Ok(spec.path.clone()),

@@ -20,11 +20,14 @@ use tokio_util::sync::CancellationToken;
 
 pub mod artifact;
 pub mod fasttext;
+pub mod figure;
 pub mod grpo;
 pub mod ingest;
+pub mod pack;
 pub mod sft;
 pub mod sql;
 pub mod tokenizer;
+pub mod union;
 
 /// The settings of a stage, as written. Variants are the keys that a stage may have in the YAML.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -34,6 +37,12 @@ pub enum StageConfig {
     Ingest(ingest::Config),
     /// `sql`: a query to a table.
     Sql(sql::Config),
+    /// `union`: tables one after the other.
+    Union(union::Config),
+    /// `figure`: a query to a table and a chart of it.
+    Figure(Box<figure::Config>),
+    /// `pack`: texts to contexts of token ids.
+    Pack(Box<pack::Config>),
     /// `sft`: pairs to a fine-tuned model.
     Sft(Box<sft::Config>),
     /// `grpo`: documents and rewards to a better rephraser.
@@ -50,6 +59,9 @@ impl StageConfig {
         match self {
             Self::Ingest(_) => "ingest",
             Self::Sql(_) => "sql",
+            Self::Union(_) => "union",
+            Self::Figure(_) => "figure",
+            Self::Pack(_) => "pack",
             Self::Sft(_) => "sft",
             Self::Grpo(_) => "grpo",
             Self::Tokenizer(_) => "tokenizer",
@@ -60,13 +72,22 @@ impl StageConfig {
     /// then made again.
     pub fn code_version(&self) -> u32 {
         match self {
-            Self::Ingest(_) | Self::Sql(_) | Self::Sft(_) | Self::Grpo(_) | Self::Tokenizer(_) | Self::Fasttext(_) => 1,
+            Self::Ingest(_)
+            | Self::Sql(_)
+            | Self::Union(_)
+            | Self::Figure(_)
+            | Self::Pack(_)
+            | Self::Sft(_)
+            | Self::Grpo(_)
+            | Self::Tokenizer(_)
+            | Self::Fasttext(_) => 1,
         }
     }
     /// Tables that the settings name (those of a query are in its text).
     pub fn tables(&self) -> Vec<&str> {
         match self {
-            Self::Ingest(_) | Self::Sql(_) => Vec::new(),
+            Self::Ingest(_) | Self::Sql(_) | Self::Union(_) | Self::Figure(_) => Vec::new(),
+            Self::Pack(config) => config.tables(),
             Self::Sft(config) => config.tables(),
             Self::Grpo(config) => config.tables(),
             Self::Tokenizer(config) => config.tables(),
@@ -78,7 +99,13 @@ impl StageConfig {
         match self {
             Self::Sft(config) => config.models(),
             Self::Grpo(config) => config.models(),
-            Self::Ingest(_) | Self::Sql(_) | Self::Tokenizer(_) | Self::Fasttext(_) => Vec::new(),
+            Self::Pack(config) => config.models(),
+            Self::Ingest(_)
+            | Self::Sql(_)
+            | Self::Union(_)
+            | Self::Figure(_)
+            | Self::Tokenizer(_)
+            | Self::Fasttext(_) => Vec::new(),
         }
     }
     /// Tables that the stage leaves besides what it yields; `name` is what it yields.
@@ -92,11 +119,23 @@ impl StageConfig {
     pub fn files(&self) -> Vec<&Path> {
         match self {
             Self::Sft(config) => config.prompt.iter().map(PathBuf::as_path).collect(),
-            Self::Ingest(_) | Self::Sql(_) | Self::Grpo(_) | Self::Tokenizer(_) | Self::Fasttext(_) => Vec::new(),
+            Self::Ingest(_)
+            | Self::Sql(_)
+            | Self::Union(_)
+            | Self::Figure(_)
+            | Self::Pack(_)
+            | Self::Grpo(_)
+            | Self::Tokenizer(_)
+            | Self::Fasttext(_) => Vec::new(),
         }
     }
     /// Replaces the paths in the settings; `model` tells whether a name is a model's and not a path.
     pub fn resolve(&mut self, model: impl Fn(&str) -> bool, path: impl Fn(&str) -> String) {
+        if let Self::Pack(config) = self
+            && !model(&config.tokenizer)
+        {
+            config.tokenizer = path(&config.tokenizer);
+        }
         if let Self::Grpo(config) = self
             && !model(&config.init)
         {

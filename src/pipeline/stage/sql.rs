@@ -95,6 +95,15 @@ struct Slice {
 /// # Errors
 /// A statement that does not plan (with position and known names), a failing fragment (finished ones stay), cancellation.
 pub async fn run(query: &Query, cx: &StageContext) -> Result<Manifest> {
+    let commit = execute(query, cx).await?;
+    publish(commit, cx).await
+}
+
+/// Runs the query and commits its rows; the table is not finished yet.
+///
+/// # Errors
+/// As [`run`].
+pub async fn execute(query: &Query, cx: &StageContext) -> Result<TableCommit> {
     let commit = TableCommit::begin(&cx.location, &cx.output, &cx.key).await?;
     let fragments = plan_fragments(query, cx).await?;
     let total: u64 = fragments.iter().map(|f| f.input).sum();
@@ -109,6 +118,14 @@ pub async fn run(query: &Query, cx: &StageContext) -> Result<Manifest> {
             .try_collect()
             .await?;
     drop(records);
+    Ok(commit)
+}
+
+/// Finishes what [`execute`] made.
+///
+/// # Errors
+/// The rows do not add up, or the manifest cannot be written.
+pub async fn publish(commit: TableCommit, cx: &StageContext) -> Result<Manifest> {
     let totals = commit.totals();
     let mut manifest = Manifest::describe(cx);
     manifest.rows.dropped = totals.input.saturating_sub(totals.kept + totals.failed);

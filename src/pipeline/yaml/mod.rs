@@ -2,6 +2,7 @@
 //! at once. Knows nothing of what a pipeline holds.
 
 pub mod decode;
+pub mod each;
 pub mod node;
 pub mod problem;
 pub mod set;
