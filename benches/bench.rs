@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 
 mod parts {
+    pub mod fasttext;
     pub mod generate;
 }
 
@@ -26,7 +27,7 @@ fn main() {
     };
     let names: Vec<&str> = arguments.iter().map(String::as_str).filter(|a| !a.starts_with("--")).collect();
     type Bench = fn(&Options) -> anyhow::Result<()>;
-    let all: [(&str, Bench); 1] = [("generate", parts::generate::run)];
+    let all: [(&str, Bench); 2] = [("fasttext", parts::fasttext::run), ("generate", parts::generate::run)];
     for (name, bench) in all {
         if names.is_empty() || names.contains(&name) {
             println!("{name}");

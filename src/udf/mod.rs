@@ -8,9 +8,12 @@ use std::sync::Arc;
 
 mod args;
 pub mod chunk;
+pub mod clutter_measure;
 pub mod corrupt;
 pub mod corrupt_page;
 pub mod detokenise;
+pub mod edit_answer;
+pub mod edit_request;
 pub mod fasttext_label;
 pub mod fasttext_score;
 pub mod generate;
@@ -67,9 +70,12 @@ pub fn model_functions() -> Vec<Arc<dyn ModelFunction>> {
 pub fn scalar_functions(models: &Arc<models::Models>) -> Vec<ScalarUDF> {
     vec![
         chunk::udf(),
+        clutter_measure::udf(),
         corrupt::udf(),
         corrupt_page::udf(),
         detokenise::udf(),
+        edit_answer::udf(),
+        edit_request::udf(),
         fasttext_label::udf(models),
         fasttext_score::udf(models),
         length_ratio::udf(),

@@ -64,6 +64,8 @@ pub struct CausalLmSpec {
     pub chunk_boundary: Option<Boundary>,
     /// Marker before the rephrased text; empty: the whole answer is the text.
     pub marker: Option<String>,
+    /// What an answer to a rephrasing request is: `text` (default) or `edits`.
+    pub answer: Option<AnswerForm>,
     /// Sequences generated at the same time.
     pub slots: Option<usize>,
     /// `auto` (default), `cpu` or `cuda:N`.
@@ -91,6 +93,19 @@ pub struct LmSettings {
     pub chunk_boundary: Boundary,
     /// Marker before the rephrased text; empty: the whole answer is the text.
     pub marker: String,
+    /// What an answer to a rephrasing request is.
+    pub answer: AnswerForm,
+}
+
+/// What a rephraser writes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AnswerForm {
+    /// The rephrased text, behind the marker.
+    #[default]
+    Text,
+    /// Which segments of the source stay ([`crate::text::edits`]).
+    Edits,
 }
 
 /// A fastText classifier.
@@ -353,6 +368,7 @@ fn with_recommended(dir: &Path, spec: &CausalLmSpec) -> Result<(CausalLmSpec, Pr
         chunk_chars: own.chunk_chars.or(recommended.chunk_chars),
         chunk_boundary: own.chunk_boundary.or(recommended.chunk_boundary),
         marker: own.marker.or(recommended.marker),
+        answer: own.answer.or(recommended.answer),
         slots: own.slots.or(recommended.slots),
         device: own.device.or(recommended.device),
         precision: own.precision.or(recommended.precision),
@@ -374,6 +390,7 @@ impl LmSettings {
             chunk_chars: spec.chunk_chars.unwrap_or(7000),
             chunk_boundary: spec.chunk_boundary.unwrap_or(Boundary::Char),
             marker: spec.marker.clone().unwrap_or_else(|| MARKER.to_owned()),
+            answer: spec.answer.unwrap_or_default(),
         };
         ensure!(
             settings.temperature >= 0.0 && settings.temperature.is_finite(),
