@@ -4,8 +4,8 @@ SELECT
     pair['dirty'] AS dirty,
     pair['clean'] AS clean,
     pair['inserted'] AS inserted,
-    edit_request(pair['dirty']) AS prompt,
-    edit_answer(pair['dirty'], pair['clean']) AS completion
+    '' AS prompt,
+    edit_example(pair['dirty'], pair['clean']) AS completion
 FROM (
     SELECT concat(id, '-', variant) AS id, corrupt_page(text, 700000000 + variant * 1000003 + row) AS pair
     FROM (SELECT id, text, CAST(row_number() OVER (ORDER BY id) AS BIGINT) AS row FROM held_out_clean)

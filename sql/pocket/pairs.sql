@@ -1,6 +1,6 @@
 -- What the rephraser learns from: every clean text becomes $variants different pages, and the chunks of our own pages come with
--- the clutter that their authors marked. A request shows the page in numbered segments; the answer says which of them stay.
-SELECT id, edit_request(dirty) AS prompt, edit_answer(dirty, clean) AS completion
+-- the clutter that their authors marked.
+SELECT id, '' AS prompt, edit_example(dirty, clean) AS completion
 FROM (
     SELECT concat(id, '-', variant) AS id, pair['dirty'] AS dirty, pair['clean'] AS clean
     FROM (

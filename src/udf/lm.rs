@@ -8,13 +8,12 @@
 //! a chunk may be answered with nothing (it was all clutter) but not the whole document; `---` is stripped from every chunk; a document of
 //! white space fails with a reason instead of losing its row.
 
-use super::models::{AnswerForm, LanguageModel};
+use super::models::LanguageModel;
 use crate::{
     engine::{Completion, Engine, FinishReason, Request, RequestError, Sampling},
     text::{
         chat::ChatTemplate,
         chunk::{chunk, join},
-        edits::Edits,
         extract::extract,
         prompt::Prompt,
         request::Frame,
@@ -172,7 +171,8 @@ pub async fn rephrase(
             if piece.text.trim().is_empty() {
                 return Ok(None);
             }
-            rephrase_chunk(lm, engine, piece.text, seed).await.map(Some)
+            let answer = ask(lm, engine, &lm.rephrase, piece.text, seed).await?;
+            extracted(answer, &settings.marker).map(Some)
         }
     });
     let mut whole = Rephrased {
@@ -203,18 +203,6 @@ pub async fn rephrase(
         return Err("nothing is left of the text: the model answered with no words".into());
     }
     Ok(whole)
-}
-
-/// One chunk in the model's own way of answering.
-async fn rephrase_chunk(lm: &LanguageModel, engine: &dyn Complete, text: &str, seed: u64) -> Result<Answer, String> {
-    match lm.settings.answer {
-        AnswerForm::Text => extracted(ask(lm, engine, &lm.rephrase, text, seed).await?, &lm.settings.marker),
-        AnswerForm::Edits => {
-            let edits = Edits::new(text);
-            let answer = ask(lm, engine, &lm.rephrase, &edits.request(), seed).await?;
-            Ok(Answer { text: edits.apply(&answer.text), ..answer })
-        }
-    }
 }
 
 fn extracted(mut answer: Answer, marker: &str) -> Result<Answer, String> {
@@ -285,7 +273,7 @@ mod tests {
                 chunk_chars: 10,
                 chunk_boundary: Boundary::Char,
                 marker: "M:".into(),
-                answer: AnswerForm::Text,
+                answer: Default::default(),
             },
             stop: Arc::from([330]),
             hash: "h".into(),

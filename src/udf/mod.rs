@@ -12,8 +12,7 @@ pub mod clutter_measure;
 pub mod corrupt;
 pub mod corrupt_page;
 pub mod detokenise;
-pub mod edit_answer;
-pub mod edit_request;
+pub mod edit_example;
 pub mod fasttext_label;
 pub mod fasttext_score;
 pub mod generate;
@@ -74,8 +73,7 @@ pub fn scalar_functions(models: &Arc<models::Models>) -> Vec<ScalarUDF> {
         corrupt::udf(),
         corrupt_page::udf(),
         detokenise::udf(),
-        edit_answer::udf(),
-        edit_request::udf(),
+        edit_example::udf(),
         fasttext_label::udf(models),
         fasttext_score::udf(models),
         length_ratio::udf(),

@@ -1,7 +1,7 @@
-//! The answer that turns one text into another: which segments of the dirty text stand in the clean one. Exact where the clean text
+//! The choices that turn one text into another: which segments of the dirty text stand in the clean one. Exact where the clean text
 //! can be put together from segments of the dirty one; else a segment stays where most of its words do.
 
-use super::{Segment, decision, segments, tidy};
+use super::{DROP, Edits, GIVEN, KEEP, Segment, tidy};
 use std::collections::{HashMap, HashSet};
 
 /// Part of a segment's words that must stand in the clean text where no exact answer exists.
@@ -9,11 +9,18 @@ const MOSTLY: f64 = 0.6;
 /// A segment that is only partly in the clean text must share this part of its letters, and this many.
 const SHARED: (f64, usize) = (0.5, 8);
 
-/// The answer that a rephraser should give for `dirty` so that it says `clean`.
-pub fn answer(dirty: &str, clean: &str) -> String {
-    let edits = super::Edits::new(dirty);
-    let kept = exact(&edits.segments, clean).unwrap_or_else(|| by_words(&edits.segments, clean));
-    kept.iter().enumerate().map(|(i, keep)| decision(i, *keep)).collect()
+/// What a model should choose for `dirty` so that it says `clean`: per segment whether it stays.
+pub fn choices(dirty: &str, clean: &str) -> Vec<bool> {
+    let edits = Edits::new(dirty);
+    exact(&edits.segments, clean).unwrap_or_else(|| by_words(&edits.segments, clean))
+}
+
+/// The script with these choices, as a text to train on: all but the choices is marked as given ([`GIVEN`]).
+pub fn example(dirty: &str, clean: &str) -> String {
+    let [open, close] = GIVEN;
+    let script = Edits::new(dirty).script();
+    let letter = |keep: bool| if keep { KEEP } else { DROP };
+    script.iter().zip(choices(dirty, clean)).map(|(given, keep)| format!("{open}{given}{close}{}", letter(keep))).collect()
 }
 
 /// White space takes no part in the comparison.
@@ -23,14 +30,20 @@ fn solid(text: &str) -> Vec<char> {
 
 fn exact(segments: &[Segment], clean: &str) -> Option<Vec<bool>> {
     let parts: Vec<(Vec<char>, Vec<char>)> = segments.iter().map(|s| (solid(s.gap), solid(s.text))).collect();
-    let mut search = Search { parts: &parts, clean: solid(clean), failed: HashSet::new(), kept: vec![false; parts.len()] };
-    search.from(0, 0, false).then_some(search.kept)
+    let clean = solid(clean);
+    // Segments that stay in part only come into play where whole ones do not do.
+    [false, true].into_iter().find_map(|in_part| {
+        let (failed, kept) = (HashSet::new(), vec![false; parts.len()]);
+        let mut search = Search { parts: &parts, clean: &clean, in_part, failed, kept };
+        search.from(0, 0, false).then_some(search.kept)
+    })
 }
 
 /// Depth-first over (segment, place in the clean text, whether the segment before stays); the first of equal lines is kept.
 struct Search<'a> {
     parts: &'a [(Vec<char>, Vec<char>)],
-    clean: Vec<char>,
+    clean: &'a [char],
+    in_part: bool,
     failed: HashSet<(usize, usize, bool)>,
     kept: Vec<bool>,
 }
@@ -67,6 +80,9 @@ impl Search<'_> {
             out.push((true, at + text.len()));
         }
         out.push((false, at));
+        if !self.in_part {
+            return out;
+        }
         let enough = |n: usize| n >= SHARED.1 && n as f64 >= SHARED.0 * text.len() as f64 && n < text.len();
         let front = rest.iter().zip(text).take_while(|(a, b)| a == b).count();
         if enough(front) {
@@ -111,7 +127,7 @@ mod tests {
     use super::*;
 
     fn letters(dirty: &str, clean: &str) -> String {
-        answer(dirty, clean).chars().filter(|c| matches!(c, 'K' | 'D')).collect()
+        choices(dirty, clean).iter().map(|keep| if *keep { KEEP } else { DROP }).collect()
     }
 
     #[test]
@@ -126,6 +142,13 @@ mod tests {
         assert_eq!(letters("Some title | Part two\nx", "Some title | Part two\nx"), "KKK");
         assert_eq!(letters("", ""), "");
         assert_eq!(letters("Only clutter", ""), "D");
+    }
+
+    #[test]
+    fn an_example_marks_what_is_given() {
+        let [open, close] = GIVEN;
+        let text = example("Menu\nThe cat.", "The cat.").replace(open, "<").replace(close, ">").replace('\u{e100}', "*");
+        assert_eq!(text, "<Menu *\nThe cat. *>D< *>K");
     }
 
     #[test]
@@ -145,7 +168,7 @@ mod tests {
         let (mut same, mut pages) = (0, 0);
         for seed in 0..300 {
             let page = crate::text::corrupt::corrupt_page(text, seed);
-            let said = super::super::Edits::new(&page.dirty).apply(&answer(&page.dirty, &page.clean));
+            let said = Edits::new(&page.dirty).apply(&choices(&page.dirty, &page.clean));
             pages += 1;
             same += usize::from(solid(&said) == solid(&page.clean));
         }

@@ -1,22 +1,21 @@
-//! Rephrasing by edits: a small model reads a text cut into numbered segments and writes, for each of them, whether it stays. What
-//! stays is taken from the source, so no word can be invented or misspelt. Pure; knows nothing of models or tokens.
+//! Rephrasing by edits: a small model reads a text segment by segment and writes behind each whether it stays. What stays is taken
+//! from the source, so no word can be invented or misspelt. Pure; knows nothing of models or tokens.
 //!
 //! ```text
-//! source   Home | Login⏎⏎The cat sat.  It ran.⏎Share this
-//! request  Home ① | Login ②⏎⏎The cat sat. ③ It ran. ④⏎Share this ⑤
-//! answer    ①D ②D ③K ④K ⑤D
+//! source   Home | Login⏎⏎The cat sat.  It ran.
+//! script   Home ⋄ | Login ⋄ D⏎⏎The cat sat. ⋄ D It ran. ⋄ K ⋄ K
 //! text     The cat sat. It ran.
 //! ```
 //!
-//! ①, ② … stand for characters of Unicode's private use area, so that no document holds them and each can be one token. `K` keeps
-//! a segment, `D` drops it. A segment that the answer does not speak of stays: a broken answer loses nothing. Of a long segment the
-//! request shows both ends only. ProX (arXiv 2409.17115) lets a model write line numbers to delete; here the answer names every
-//! segment, so each decision has its own token to learn from, and cuts may fall inside a line.
+//! The model is given the segments, each with the mark ⋄ (a character of Unicode's private use area) behind it, and chooses the letters:
+//! `K` keeps, `D` drops. A choice stands one segment late, so that it can look at what follows. ProX (arXiv 2409.17115) lets a model write
+//! the numbers of lines to delete; here every segment has a choice of its own to learn from, and cuts may fall inside a line. Of a long
+//! segment the model sees both ends only.
 
 mod label;
 mod segment;
 
-pub use label::answer;
+pub use label::{choices, example};
 
 use super::{
     corrupt::tidy,
@@ -24,16 +23,20 @@ use super::{
 };
 use segment::{Segment, segments};
 
-/// Segments of a request at most; the last one takes what is left.
-pub const MOST: usize = 96;
-/// The first segment's mark; the others follow it.
-const FIRST_MARK: u32 = 0xE100;
-const KEEP: char = 'K';
-const DROP: char = 'D';
+/// Segments of a text at most; the last one takes what is left.
+pub const MOST: usize = 128;
+/// Ends a segment.
+const MARK: char = '\u{e100}';
+/// Keeps a segment.
+pub const KEEP: char = 'K';
+/// Drops a segment.
+pub const DROP: char = 'D';
+/// In a training text: what stands between these two is read, not learnt.
+pub const GIVEN: [char; 2] = ['\u{e0f0}', '\u{e0f1}'];
 /// A segment of more characters is shown by its first [`HEAD`] and last [`TAIL`].
-const SHOWN: usize = 150;
-const HEAD: usize = 90;
-const TAIL: usize = 45;
+const SHOWN: usize = 110;
+const HEAD: usize = 64;
+const TAIL: usize = 34;
 
 /// A text cut into segments.
 #[derive(Debug)]
@@ -54,35 +57,39 @@ impl<'a> Edits<'a> {
         Self { segments, code }
     }
 
-    /// What the model reads.
-    pub fn request(&self) -> String {
-        let mut out = String::new();
-        for (i, segment) in self.segments.iter().enumerate() {
-            if i > 0 {
-                out.push_str(match breaks(segment.gap) {
-                    0 => " ",
-                    1 => "\n",
-                    _ => "\n\n",
-                });
-                let sign = tidy(segment.gap);
-                if !sign.is_empty() {
-                    out.push_str(&sign);
-                    out.push(' ');
-                }
-            }
-            out.push_str(&shown(&tidy(segment.text)));
-            out.push(' ');
-            out.push(mark(i));
+    /// What the model is given before each of its choices, one entry a segment: choice `i` is about segment `i` and comes behind entry `i`.
+    pub fn script(&self) -> Vec<String> {
+        let end = |text: String| format!("{text} {MARK}");
+        let mut pieces = (0..self.segments.len()).map(|i| end(self.piece(i)));
+        let first = pieces.next();
+        let mut script: Vec<String> = pieces.chain(first.is_some().then(|| end(String::new()))).collect();
+        if let (Some(first), Some(start)) = (first, script.first_mut()) {
+            start.insert_str(0, &first);
         }
-        out
+        script
     }
 
-    /// The segments that `answer` keeps, white space put right: one space between words (code apart), at most one empty line.
-    pub fn apply(&self, answer: &str) -> String {
-        let dropped = self.dropped(answer);
+    /// A segment as the model sees it, with what stands before it.
+    fn piece(&self, i: usize) -> String {
+        let segment = &self.segments[i];
+        let sign = tidy(segment.gap);
+        let before = match breaks(segment.gap) {
+            _ if i == 0 => "",
+            0 => " ",
+            1 => "\n",
+            _ => "\n\n",
+        };
+        let space = if sign.is_empty() || i == 0 { "" } else { " " };
+        let sign = if i == 0 { "" } else { &sign };
+        [before, sign, space, &shown(&tidy(segment.text))].concat()
+    }
+
+    /// The segments that are kept, white space put right: one space between words (code apart), at most one empty line. A segment without
+    /// a choice stays.
+    pub fn apply(&self, keep: &[bool]) -> String {
         let mut out = String::new();
         let mut last = None;
-        for (i, segment) in self.segments.iter().enumerate().filter(|(i, _)| !dropped[*i]) {
+        for (i, segment) in self.segments.iter().enumerate().filter(|(i, _)| keep.get(*i).copied().unwrap_or(true)) {
             if let Some(last) = last {
                 out.push_str(&self.seam(last, i));
             }
@@ -95,20 +102,6 @@ impl<'a> Edits<'a> {
             last = Some(i);
         }
         out
-    }
-
-    /// Reads the answer; what it does not say, or says of a segment that is not there, counts for nothing.
-    fn dropped(&self, answer: &str) -> Vec<bool> {
-        let mut dropped = vec![false; self.segments.len()];
-        let mut at = None;
-        for c in answer.chars() {
-            match (at, c) {
-                (Some(i), KEEP | DROP) if i < dropped.len() => dropped[i] = c == DROP,
-                _ => {}
-            }
-            at = number(c);
-        }
-        dropped
     }
 
     /// What stands between two kept segments.
@@ -132,20 +125,6 @@ impl<'a> Edits<'a> {
     }
 }
 
-/// The decision on a segment as an answer writes it.
-fn decision(i: usize, keep: bool) -> String {
-    format!(" {}{}", mark(i), if keep { KEEP } else { DROP })
-}
-
-fn mark(i: usize) -> char {
-    char::from_u32(FIRST_MARK + i as u32).unwrap_or(char::REPLACEMENT_CHARACTER)
-}
-
-/// The segment that a mark stands for.
-fn number(c: char) -> Option<usize> {
-    (c as u32).checked_sub(FIRST_MARK).map(|n| n as usize).filter(|n| *n < MOST)
-}
-
 /// Line ends in a gap.
 fn breaks(gap: &str) -> usize {
     gap.matches('\n').count()
@@ -159,7 +138,7 @@ fn indentation(gap: &str) -> &str {
 /// Both ends of a long text; marks that a document holds become other characters.
 fn shown(text: &str) -> String {
     let count = text.chars().count();
-    let safe = |c: char| if number(c).is_some() { char::REPLACEMENT_CHARACTER } else { c };
+    let safe = |c: char| if c == MARK || GIVEN.contains(&c) { char::REPLACEMENT_CHARACTER } else { c };
     if count <= SHOWN {
         return text.chars().map(safe).collect();
     }
@@ -182,44 +161,32 @@ mod tests {
 
     const SOURCE: &str = "Home | Login\n\nThe cat sat.  It ran away.\nShare this";
 
-    fn marks(text: &str) -> String {
-        text.chars()
-            .map(|c| match c as u32 {
-                n @ 0xE100..0xE160 => format!("<{}>", n - 0xE100),
-                _ => c.to_string(),
-            })
-            .collect()
-    }
-
     #[test]
-    fn request_by_hand() {
-        let request = Edits::new(SOURCE).request();
-        assert_eq!(marks(&request), "Home <0> | Login <1>\n\nThe cat sat. <2> It ran away. <3>\nShare this <4>");
+    fn script_by_hand() {
+        let script = |text: &str| Edits::new(text).script().join("#").replace(MARK, "*");
+        assert_eq!(script(SOURCE), "Home * | Login *#\n\nThe cat sat. *# It ran away. *#\nShare this *# *");
+        assert_eq!(script("one"), "one * *");
+        assert_eq!(script(" \n"), "");
         let long = format!("{} {}.", "word".repeat(5), "many words follow here ".repeat(12));
-        let request = Edits::new(&long).request();
-        assert!(request.chars().count() < 150 && request.contains(" … ") && request.starts_with("wordword"));
+        let shown = script(&long);
+        assert!(shown.chars().count() < 115 && shown.contains(" … ") && shown.starts_with("wordword"));
     }
 
     #[test]
     fn apply_by_hand() {
         let edits = Edits::new(SOURCE);
-        let say = |kept: &[bool]| kept.iter().enumerate().map(|(i, k)| decision(i, *k)).collect::<String>();
-        assert_eq!(edits.apply(&say(&[false, false, true, true, false])), "The cat sat. It ran away.");
-        assert_eq!(edits.apply(&say(&[true, true, true, true, true])), "Home | Login\n\nThe cat sat. It ran away.\nShare this");
-        assert_eq!(edits.apply(&say(&[true, false, false, false, true])), "Home\n\nShare this");
-        // Nonsense, an unfinished answer, a mark beyond the last: nothing is lost.
-        let all = "Home | Login\n\nThe cat sat. It ran away.\nShare this";
-        for answer in ["", "KDKD", "\u{e100}", "\u{e150}D", "\u{e100}X\u{e101}", "D\u{e100}"] {
-            assert_eq!(edits.apply(answer), all, "{answer}");
-        }
+        assert_eq!(edits.apply(&[false, false, true, true, false]), "The cat sat. It ran away.");
+        assert_eq!(edits.apply(&[true; 5]), "Home | Login\n\nThe cat sat. It ran away.\nShare this");
+        assert_eq!(edits.apply(&[true, false, false, false, true]), "Home\n\nShare this");
+        assert_eq!(edits.apply(&[false]), "Login\n\nThe cat sat. It ran away.\nShare this");
     }
 
     #[test]
     fn white_space_is_put_right_and_code_is_left_alone() {
         let edits = Edits::new("  One\u{a0}\u{a0}two.\n\n\n\n   Three \n");
-        assert_eq!(edits.apply(""), "One two.\n\nThree");
+        assert_eq!(edits.apply(&[]), "One two.\n\nThree");
         let code = "```\nfn main() {\n    let x  = 1;\n}\n```";
-        let kept = Edits::new(code).apply("");
+        let kept = Edits::new(code).apply(&[]);
         assert!(kept.contains("\n    let x  = 1;\n"), "{kept}");
     }
 
@@ -228,10 +195,11 @@ mod tests {
         for text in ["", " \n ", "a", "\u{e100}", "🙂 🙂", "مرحبا بالعالم. أهلا", &"x\n".repeat(500), &"word. ".repeat(3000)] {
             let edits = Edits::new(text);
             let solid = |t: &str| tidy(t).replace(' ', "");
-            assert_eq!(solid(&edits.apply("")), solid(text));
-            assert!(edits.request().chars().filter(|c| (0xE100..0xE160).contains(&(*c as u32))).count() <= MOST);
+            assert_eq!(solid(&edits.apply(&[])), solid(text));
+            assert!(edits.script().len() <= MOST);
         }
-        let request = Edits::new("a \u{e105} b").request();
-        assert!(!request.contains('\u{e105}'), "a document cannot speak as a mark");
+        let script = Edits::new("a \u{e100} \u{e0f0} b").script().concat();
+        assert_eq!(script.matches(MARK).count(), 2, "a document cannot speak as a mark");
+        assert!(!script.contains(GIVEN));
     }
 }

@@ -1,7 +1,8 @@
-//! `edit_answer(dirty, clean)`: the answer that turns the dirty text into the clean one, for pairs that train a model to edit.
+//! `edit_example(dirty, clean)`: a text that teaches a model to turn the dirty text into the clean one by keeping and dropping segments
+//! ([`crate::text::edits`]). The completion of a pair with an empty prompt, for an `sft` stage with `given: true`.
 
 use super::args::{Plain, Texts};
-use crate::text::edits::answer;
+use crate::text::edits::example;
 use arrow::{array::StringArray, datatypes::DataType};
 use datafusion::logical_expr::ScalarUDF;
 use std::sync::Arc;
@@ -9,13 +10,13 @@ use std::sync::Arc;
 /// The function to register.
 pub fn udf() -> ScalarUDF {
     Plain::udf(
-        "edit_answer",
+        "edit_example",
         vec![DataType::Utf8; 2],
         2,
         DataType::Utf8,
         Arc::new(|args| {
             let (dirty, clean) = (Texts::new(&args.args[0])?, Texts::new(&args.args[1])?);
-            let row = |i| Some(answer(dirty.get(i)?, clean.get(i)?));
+            let row = |i| Some(example(dirty.get(i)?, clean.get(i)?));
             Ok(Arc::new((0..args.number_rows).map(row).collect::<StringArray>()))
         }),
     )
