@@ -97,6 +97,7 @@ async fn once(engine: &Engine, work: &Work, sampling: Sampling) -> anyhow::Resul
         sampling,
         stop: Arc::from([]),
         seed: u64::from(i),
+        format: None,
     });
     let start = Instant::now();
     let done = join_all(requests.map(|r| engine.generate(r))).await;

@@ -421,7 +421,7 @@ impl Hoister<'_> {
         } else {
             role.to_owned()
         };
-        self.models.check_language_model(function.name(), &model)?;
+        function.check(self.models, &model)?;
         if let Some(outer) = args.iter().find(|arg| arg.contains_outer()) {
             return plan_err!("{}: {outer} belongs to an outer query that cannot be joined", function.name());
         }

@@ -52,7 +52,7 @@ pub async fn main(args: Args) -> Result<(), Failure> {
             return Err(Failure::Usage(format!("error: {flag} {name}: no such stage{}", suggest(name, &names))));
         }
     }
-    let models = Models::new(plan.models.clone(), plan.seed);
+    let models = Models::with_rewards(plan.models.clone(), plan.seed, plan.rewards.clone());
     let selection = Selection { only: args.only, force: args.force };
     let scheduled = schedule(&plan, &models, &selection).await?;
     if args.dry_run {

@@ -116,7 +116,8 @@ impl Desk {
         let mut models = plan.as_ref().map(|plan| plan.models.clone()).unwrap_or_else(assets::models);
         models.extend(args.model.iter().map(|(name, path)| (name.clone(), model_at(path))));
         place_models(&mut models, args.device.as_deref());
-        let models = Models::new(models, plan.as_ref().map_or(42, |plan| plan.seed));
+        let rewards = plan.as_ref().map(|plan| plan.rewards.clone()).unwrap_or_default();
+        let models = Models::with_rewards(models, plan.as_ref().map_or(42, |plan| plan.seed), rewards);
         let params = match &plan {
             Some(plan) => plan.params.clone(),
             None => Plan::params_alone(&args.set).map_err(faulty)?,

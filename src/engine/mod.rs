@@ -50,6 +50,24 @@ pub struct Request {
     pub stop: Arc<[u32]>,
     /// Seed of this sequence's own random stream: the result depends on nothing else in the batch.
     pub seed: u64,
+    /// The form of the answer, where it is known beforehand. The answer then has exactly these tokens: `max_new_tokens` and `stop` play
+    /// no part, and it finishes with [`FinishReason::Stop`].
+    pub format: Option<Arc<[FormatStep]>>,
+}
+
+/// One step of an answer whose form is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FormatStep {
+    /// These tokens come next. They cost no pass of their own: they run together with the choice before them.
+    Forced(Arc<[u32]>),
+    /// One of these tokens comes next, drawn as [`Request::sampling`] says from their logits alone; greedy takes the likeliest, of equals
+    /// the first in this list. One pass.
+    OneOf(Arc<[u32]>),
+}
+
+/// Tokens of an answer of this form.
+fn format_tokens(format: &[FormatStep]) -> usize {
+    format.iter().map(|step| if let FormatStep::Forced(ids) = step { ids.len() } else { 1 }).sum()
 }
 
 /// Why a sequence ended.
@@ -94,6 +112,9 @@ pub enum RequestError {
     /// There is nothing to continue.
     #[error("the prompt has no tokens")]
     Empty,
+    /// A form of an answer that leaves nothing to choose, or a choice of no token.
+    #[error("the form of the answer must hold at least one choice, and every choice at least one token")]
+    NoChoice,
     /// NaN or infinite logits.
     #[error("the model produced logits that are not numbers at token {0}")]
     NotANumber(usize),
@@ -189,7 +210,10 @@ impl Engine {
     ///
     /// # Errors
     /// The request cannot be served, see [`RequestError`]; other requests are not affected unless the engine stopped.
-    pub async fn generate(&self, request: Request) -> Result<Completion, RequestError> {
+    pub async fn generate(&self, mut request: Request) -> Result<Completion, RequestError> {
+        if let Some(format) = &request.format {
+            request.max_new_tokens = format_tokens(format);
+        }
         self.check(&request)?;
         if request.max_new_tokens == 0 {
             return Ok(Completion { tokens: Vec::new(), finish: FinishReason::Length });
@@ -231,7 +255,14 @@ impl Engine {
             return Err(RequestError::TooLong { prompt, new, limit: self.shared.limit });
         }
         let vocab = self.shared.config.vocab_size;
-        match request.prefix.iter().chain(&request.prompt).find(|&&id| id as usize >= vocab) {
+        let format = request.format.as_deref().unwrap_or_default();
+        let choices = || format.iter().filter(|step| matches!(step, FormatStep::OneOf(_)));
+        if request.format.is_some() && choices().next().is_none() || format.contains(&FormatStep::OneOf(Arc::default()))
+        {
+            return Err(RequestError::NoChoice);
+        }
+        let of_format = format.iter().flat_map(|FormatStep::Forced(ids) | FormatStep::OneOf(ids)| ids.iter());
+        match request.prefix.iter().chain(&request.prompt).chain(of_format).find(|&&id| id as usize >= vocab) {
             Some(&id) => Err(RequestError::TokenOutOfRange { id, vocab }),
             None => Ok(()),
         }

@@ -2,7 +2,7 @@
 //! the device; ends when the last handle is dropped. Knows nothing of how a step is computed.
 
 use super::{
-    Completion, FinishReason, RequestError, Shared,
+    Completion, RequestError, Shared,
     backend::{Backend, Batch, Segment},
     cpu::isa::Isa,
     pages::{PAGE, Pages, Prefixes, pages_for},
@@ -60,16 +60,6 @@ struct Scheduler<'a> {
     waiting: VecDeque<Waiting>,
     running: Vec<Sequence>,
     shared: &'a Shared,
-}
-
-/// What the logits of one sequence led to.
-enum Outcome {
-    /// Goes on with this token appended.
-    Next(u32),
-    /// Ended by this token.
-    Done(u32, FinishReason),
-    /// Failed.
-    Failed(RequestError),
 }
 
 impl Scheduler<'_> {
@@ -234,16 +224,14 @@ impl Scheduler<'_> {
         self.shared.counters.output_tokens.fetch_add(sampled.len() as u64, Ordering::Relaxed);
         for (index, drawn) in sampled {
             let sequence = &mut self.running[index];
-            match outcome(sequence, drawn) {
-                Outcome::Next(token) => sequence.tokens.push(token),
-                Outcome::Done(token, finish) => {
-                    if finish == FinishReason::Length {
-                        sequence.tokens.push(token);
+            match drawn {
+                Ok(token) => {
+                    if let Some(finish) = sequence.accept(token) {
+                        let tokens = sequence.tokens[sequence.prompt..].to_vec();
+                        leaving.push((index, Ok(Completion { tokens, finish })));
                     }
-                    let tokens = sequence.tokens[sequence.prompt..].to_vec();
-                    leaving.push((index, Ok(Completion { tokens, finish })));
                 }
-                Outcome::Failed(error) => leaving.push((index, Err(error))),
+                Err(NotANumber) => leaving.push((index, Err(RequestError::NotANumber(sequence.generated())))),
             }
         }
         // From the back, so that removing keeps the indices in front.
@@ -269,16 +257,15 @@ impl Scheduler<'_> {
     }
 }
 
-fn outcome(sequence: &Sequence, drawn: Result<u32, NotANumber>) -> Outcome {
-    match drawn {
-        Err(NotANumber) => Outcome::Failed(RequestError::NotANumber(sequence.generated())),
-        Ok(token) => sequence.ends_with(token).map_or(Outcome::Next(token), |reason| Outcome::Done(token, reason)),
-    }
-}
-
-/// Draws with the request's own stream.
+/// Draws with the request's own stream, from all tokens or from those that its format allows.
 fn draw(sequence: &mut Sequence, logits: &[f32]) -> Result<u32, NotANumber> {
     thread_local!(static SAMPLER: RefCell<Sampler> = RefCell::default());
+    let allowed: Option<Vec<u32>> = sequence.allowed().map(<[u32]>::to_vec);
     let Role::Request { request, rng, .. } = &mut sequence.role else { return Err(NotANumber) };
-    SAMPLER.with_borrow_mut(|sampler| sampler.draw(Isa::detect().vector, logits, &request.sampling, rng))
+    let mut pick = |row: &[f32]| {
+        SAMPLER.with_borrow_mut(|sampler| sampler.draw(Isa::detect().vector, row, &request.sampling, rng))
+    };
+    let Some(allowed) = allowed else { return pick(logits) };
+    let row: Vec<f32> = allowed.iter().map(|&id| logits[id as usize]).collect();
+    pick(&row).map(|at| allowed[at as usize])
 }

@@ -1,6 +1,6 @@
 //! One sequence on its way: tokens, how many of them are in the cache, its pages, its random stream.
 
-use super::{Completion, FinishReason, Request, RequestError};
+use super::{Completion, FinishReason, FormatStep, Request, RequestError};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use std::sync::Arc;
@@ -45,6 +45,8 @@ pub enum Role {
         rng: Box<ChaCha8Rng>,
         /// The key of the shared prefix in use, if any.
         prefix: Option<Arc<[u32]>>,
+        /// Steps of the request's format that are done.
+        steps: usize,
     },
     /// Computes a shared prefix.
     Prefix(Arc<[u32]>),
@@ -57,7 +59,10 @@ impl Sequence {
         let tokens: Vec<u32> = request.prefix.iter().chain(&request.prompt).copied().collect();
         let rng = Box::new(ChaCha8Rng::seed_from_u64(request.seed));
         let prompt = tokens.len();
-        Self { tokens, prompt, cached, pages, shared, role: Role::Request { request, reply, rng, prefix } }
+        let role = Role::Request { request, reply, rng, prefix, steps: 0 };
+        let mut sequence = Self { tokens, prompt, cached, pages, shared, role };
+        sequence.force();
+        sequence
     }
 
     /// The computation of a shared prefix.
@@ -80,15 +85,40 @@ impl Sequence {
         matches!(&self.role, Role::Request { reply, .. } if reply.is_closed())
     }
 
-    /// Why it ends if `token` comes next, if it does.
-    pub fn ends_with(&self, token: u32) -> Option<FinishReason> {
-        let Role::Request { request, .. } = &self.role else { return None };
-        if request.stop.contains(&token) {
-            Some(FinishReason::Stop)
-        } else if self.generated() + 1 >= request.max_new_tokens {
-            Some(FinishReason::Length)
-        } else {
-            None
+    /// The only tokens that may come next, where the request's format says so.
+    pub fn allowed(&self) -> Option<&[u32]> {
+        let Role::Request { request, steps, .. } = &self.role else { return None };
+        match request.format.as_ref()?.get(*steps) {
+            Some(FormatStep::OneOf(ids)) => Some(ids),
+            _ => None,
         }
+    }
+
+    /// Appends the token that was drawn and what must follow it; says why the sequence ends, if it does. A stop token is not appended.
+    pub fn accept(&mut self, token: u32) -> Option<FinishReason> {
+        let generated = self.generated();
+        let Role::Request { request, steps, .. } = &mut self.role else { return None };
+        if let Some(format) = &request.format {
+            let length = format.len();
+            self.tokens.push(token);
+            *steps += 1;
+            return (self.force() == length).then_some(FinishReason::Stop);
+        }
+        if request.stop.contains(&token) {
+            return Some(FinishReason::Stop);
+        }
+        let last = generated + 1 >= request.max_new_tokens;
+        self.tokens.push(token);
+        last.then_some(FinishReason::Length)
+    }
+
+    /// Appends the tokens that the format knows beforehand; gives the number of steps that are done.
+    fn force(&mut self) -> usize {
+        let Role::Request { request: Request { format: Some(format), .. }, steps, .. } = &mut self.role else { return 0 };
+        while let Some(FormatStep::Forced(ids)) = format.get(*steps) {
+            self.tokens.extend_from_slice(ids);
+            *steps += 1;
+        }
+        *steps
     }
 }

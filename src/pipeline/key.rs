@@ -45,7 +45,7 @@ pub async fn stage_key(plan: &Plan, stage: &Stage, known: &Known, models: &Model
         _ => (None, None),
     };
     let seeded = !models.is_empty() || !matches!(stage.work, Work::Ingest { .. } | Work::Sql(_));
-    let facts = json!({
+    let mut facts = json!({
         "kind": stage.config.kind(),
         "code": code_version(stage),
         "config": settings(stage)?,
@@ -56,6 +56,9 @@ pub async fn stage_key(plan: &Plan, stage: &Stage, known: &Known, models: &Model
         "inputs": inputs,
         "models": models,
     });
+    if let Some(rewards) = &stage.rewards {
+        facts["rewards"] = json!(rewards);
+    }
     Ok(StageKey { key: blake3::hash(facts.to_string().as_bytes()).to_hex()[..32].to_owned(), inputs, models })
 }
 

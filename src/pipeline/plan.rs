@@ -21,8 +21,13 @@ use super::{
     },
 };
 use crate::{
+    rewards::repro_reward::RewardConfig,
     storage::{commit::TableCommit, location::Location},
-    udf::models::{CausalLmSpec, FastTextSpec, ModelSpec},
+    udf::{
+        ModelArgument, model_arguments,
+        models::{CausalLmSpec, FastTextSpec, ModelSpec},
+        repro_reward,
+    },
 };
 use datafusion::common::ScalarValue;
 use std::{
@@ -43,6 +48,8 @@ pub struct Plan {
     pub params: BTreeMap<String, ScalarValue>,
     /// Models that SQL may call, those of stages included.
     pub models: BTreeMap<String, ModelSpec>,
+    /// How rephrasings are rewarded.
+    pub rewards: RewardConfig,
     /// Tables that no stage makes.
     pub external: BTreeMap<String, InputTable>,
     /// In an order in which every stage comes after those it needs.
@@ -66,6 +73,8 @@ pub struct Stage {
     pub models: Vec<String>,
     /// Parameters that its query binds.
     pub params: BTreeMap<String, ScalarValue>,
+    /// How rephrasings are rewarded, where the stage does that.
+    pub rewards: Option<RewardConfig>,
     /// Stages that have to be finished before, as indices into [`Plan::stages`].
     pub needs: Vec<usize>,
 }
@@ -89,18 +98,6 @@ pub enum Work {
     /// Trains a fastText classifier.
     Fasttext(fasttext::Config),
 }
-
-/// Which argument of a function names a model, and the model without it.
-pub const MODEL_ARGUMENTS: &[(&str, usize, &str)] = &[
-    ("rephrase", 1, "rephraser"),
-    ("rephrase_detail", 1, "rephraser"),
-    ("generate", 1, "rephraser"),
-    ("fasttext_score", 2, "hq"),
-    ("fasttext_label", 1, "hq"),
-    ("token_count", 1, "rephraser"),
-];
-/// Functions that run a language model, row by row.
-pub const LANGUAGE_MODEL_FUNCTIONS: &[&str] = &["rephrase", "rephrase_detail", "generate"];
 
 impl Plan {
     /// Reads and checks a pipeline file.
@@ -136,6 +133,7 @@ impl Plan {
             location,
             params,
             models,
+            rewards: spec.rewards.clone(),
             external,
             stages: in_order(stages.into_iter().flatten().collect(), &order),
         };
@@ -359,6 +357,7 @@ impl Builder<'_> {
                 refs.iter().map(|(n, _)| n.clone()).collect::<BTreeSet<_>>().into_iter().collect()
             };
             let work = self.work(stage, scanned.as_ref(), external);
+            let rewarded = |s: &Scanned| s.scan.calls.iter().any(|call| call.function.name == repro_reward::NAME);
             stages.push(self.resolved(stage).zip(work).map(|(config, work)| Stage {
                 name: stage.name.value.clone(),
                 yields: stage.yields,
@@ -367,6 +366,7 @@ impl Builder<'_> {
                 tables: names(&tables),
                 models: names(&used),
                 params: bound,
+                rewards: scanned.as_ref().is_some_and(rewarded).then(|| spec.rewards.clone()),
                 needs,
             }));
         }
@@ -382,14 +382,18 @@ impl Builder<'_> {
             config.iter().flat_map(|c| c.tables()).map(|name| (name.to_owned(), at(name))).collect();
         let named = config.iter().flat_map(|c| c.models()).filter(|name| !self.is_model_path(name));
         let mut models: Vec<_> = named.map(|name| (name.to_owned(), at(name))).collect();
+        let arguments = model_arguments();
         if let Some(Scanned { scan, place, .. }) = scanned {
             tables.extend(scan.tables.iter().map(|t| (t.name.clone(), place(t.line, t.column))));
             for call in &scan.calls {
-                let Some((_, index, role)) = MODEL_ARGUMENTS.iter().find(|(f, ..)| *f == call.function.name) else {
+                if call.function.name == repro_reward::NAME {
+                    let at = place(call.function.line, call.function.column);
+                    models.extend(self.reward_models().map(|name| (name, at.clone())));
                     continue;
-                };
-                let (name, at) = match call.args.get(*index) {
-                    None => ((*role).to_owned(), &call.function),
+                }
+                let Some(argument) = arguments.iter().find(|a| a.function == call.function.name) else { continue };
+                let (name, at) = match call.args.get(argument.position) {
+                    None => (argument.role.to_owned(), &call.function),
                     Some(Some(literal)) => (literal.name.clone(), literal),
                     // A model named by an expression is refused when the query is planned.
                     Some(None) => continue,
@@ -398,6 +402,13 @@ impl Builder<'_> {
             }
         }
         (tables, models)
+    }
+
+    /// The models of the section `rewards:`; one that its part can do without only if it is there.
+    fn reward_models(&self) -> impl Iterator<Item = String> {
+        let there = |name: &str| self.spec.models.contains_key(name) || self.maker(name, Yields::Model).is_some();
+        let used = self.spec.rewards.models().into_iter();
+        used.filter(move |model| !model.optional || there(&model.name)).map(|model| model.name)
     }
 
     /// A trainer's model that no entry and no stage gives, and that looks like a path.
@@ -507,11 +518,12 @@ impl Builder<'_> {
         let ours = |name: &String| InputTable::Managed { location: self.location.clone(), table: name.clone() };
         let table = |name: &String| external.get(name).cloned().unwrap_or_else(|| ours(name));
         let scan = &scanned.scan;
+        let slow: Vec<ModelArgument> = model_arguments().into_iter().filter(|a| a.slow).collect();
         Query {
             text: scanned.query.clone(),
             origin: scanned.origin.clone(),
             tables: scan.tables.iter().map(|t| (t.name.clone(), table(&t.name))).collect(),
-            calls_model: scan.calls.iter().any(|c| LANGUAGE_MODEL_FUNCTIONS.contains(&c.function.name.as_str())),
+            calls_model: scan.calls.iter().any(|c| slow.iter().any(|a| a.function == c.function.name)),
             fragment_rows: config.fragment_rows,
         }
     }

@@ -14,7 +14,10 @@ use super::{
         set::{Assignment, Names, interpolate},
     },
 };
-use crate::udf::models::{CausalLmSpec, FastTextSpec, ModelSpec};
+use crate::{
+    rewards::repro_reward::RewardConfig,
+    udf::models::{CausalLmSpec, FastTextSpec, ModelSpec},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -46,6 +49,8 @@ pub struct Spec {
     pub undeclared: BTreeMap<String, Place>,
     /// None where the entry is faulty (already reported).
     pub models: BTreeMap<String, Located<Option<ModelSpec>>>,
+    /// How rephrasings are rewarded; the paper's way where nothing is said.
+    pub rewards: RewardConfig,
     /// None where the entry is faulty (already reported).
     pub sources: BTreeMap<String, Located<Option<SourceSpec>>>,
     /// Tables made elsewhere: name → path.
@@ -76,7 +81,7 @@ pub struct StageSpec {
     pub node: Node,
 }
 
-const TOP: &[&str] = &["name", "location", "seed", "params", "models", "sources", "tables", "stages"];
+const TOP: &[&str] = &["name", "location", "seed", "params", "models", "rewards", "sources", "tables", "stages"];
 /// Names of params that would be taken for something else.
 const RESERVED_PARAMS: &[&str] = TOP;
 const TABLE_KINDS: &[&str] = &["ingest", "sql"];
@@ -118,6 +123,7 @@ impl Spec {
             location: required_text(&tree, "location", problems),
             seed: seed(&tree, problems),
             models: models(&tree, problems),
+            rewards: rewards(&tree, problems),
             sources: sources(&tree, problems),
             tables: tables(&tree, problems),
             stages: stages(&tree, problems),
@@ -327,6 +333,19 @@ fn model(name: &str, node: &Node, problems: &mut Problems) -> Option<ModelSpec> 
             None
         }
     }
+}
+
+/// The section `rewards:`, with its numbers checked.
+fn rewards(tree: &Node, problems: &mut Problems) -> RewardConfig {
+    let Some(entry) = tree.get("rewards") else { return RewardConfig::default() };
+    if entry.value.value == Value::Null {
+        return RewardConfig::default();
+    }
+    let config: RewardConfig = decode(&entry.value, problems).unwrap_or_default();
+    for fault in config.faults() {
+        problems.add(&entry.key_at, format!("`rewards`: {fault}"));
+    }
+    config
 }
 
 fn sources(tree: &Node, problems: &mut Problems) -> BTreeMap<String, Located<Option<SourceSpec>>> {

@@ -49,7 +49,7 @@ impl Template {
     }
 
     /// The shared beginning and the rest; whether the text lost its middle.
-    fn request(&self, text: &str, max_tokens: usize) -> Result<(Arc<[u32]>, Vec<u32>, bool)> {
+    pub(super) fn request(&self, text: &str, max_tokens: usize) -> Result<(Arc<[u32]>, Vec<u32>, bool)> {
         let request = self.frame.request(text, max_tokens)?;
         let tokens = request.tokens;
         if tokens.starts_with(&self.prefix) && tokens.len() > self.prefix.len() {
@@ -125,6 +125,7 @@ pub async fn ask(
         sampling: Sampling { temperature: settings.temperature, top_p: settings.top_p, top_k: settings.top_k },
         stop: Arc::clone(&lm.stop),
         seed,
+        format: None,
     };
     let done = engine.complete(request).await.map_err(|e| e.to_string())?;
     let output_tokens = done.tokens.len();

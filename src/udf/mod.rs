@@ -11,6 +11,7 @@ pub mod chunk;
 pub mod clutter_measure;
 pub mod corrupt;
 pub mod corrupt_page;
+pub mod dataman;
 pub mod detokenise;
 pub mod edit_example;
 pub mod fasttext_label;
@@ -22,6 +23,7 @@ pub mod model_udf;
 pub mod models;
 pub mod rephrase;
 pub mod rephrase_detail;
+pub mod repro_reward;
 pub mod structure_preserved;
 pub mod token_count;
 
@@ -36,6 +38,13 @@ pub trait ModelFunction: Send + Sync + std::fmt::Debug {
     fn return_type(&self) -> DataType;
     /// Which argument (if given) names the model, and the role used without it, e.g. (1, "rephraser").
     fn model_argument(&self) -> (usize, &'static str);
+    /// Whether it can run with that model, before anything does.
+    ///
+    /// # Errors
+    /// No model of that name, or one of another kind.
+    fn check(&self, models: &models::Models, model: &str) -> datafusion::error::Result<()> {
+        models.check_language_model(self.name(), model)
+    }
     /// Computes all rows of a batch concurrently; rows out = rows in, NULL where the row failed. `args` are the arguments without the
     /// model's name, all Utf8 and of one length. The operator calls this with distinct rows that hold no NULL.
     ///
@@ -62,7 +71,40 @@ pub struct CallOutput {
 
 /// All model functions, by name.
 pub fn model_functions() -> Vec<Arc<dyn ModelFunction>> {
-    vec![Arc::new(generate::Generate), Arc::new(rephrase::Rephrase), Arc::new(rephrase_detail::RephraseDetail)]
+    vec![
+        Arc::new(dataman::Dataman),
+        Arc::new(generate::Generate),
+        Arc::new(rephrase::Rephrase),
+        Arc::new(rephrase_detail::RephraseDetail),
+        Arc::new(repro_reward::ReproReward),
+    ]
+}
+
+/// Which argument of a function names a model, and the model without it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModelArgument {
+    /// As the user types it.
+    pub function: &'static str,
+    /// Counted from 0.
+    pub position: usize,
+    /// Entry of `models:` that is used where the argument is not given.
+    pub role: &'static str,
+    /// A language model runs, row by row: the call is slow.
+    pub slow: bool,
+}
+
+/// Plain functions that use a model: name, position, role as in [`ModelArgument`].
+const PLAIN_WITH_MODEL: [(&str, usize, &str); 3] =
+    [("fasttext_score", 2, "hq"), ("fasttext_label", 1, "hq"), ("token_count", 1, "rephraser")];
+
+/// All functions that use a model. [`repro_reward`] stands for the models of the section `rewards:`.
+pub fn model_arguments() -> Vec<ModelArgument> {
+    let slow = model_functions().into_iter().map(|function| {
+        let (position, role) = function.model_argument();
+        ModelArgument { function: function.name(), position, role, slow: true }
+    });
+    let plain = PLAIN_WITH_MODEL.into_iter();
+    slow.chain(plain.map(|(function, position, role)| ModelArgument { function, position, role, slow: false })).collect()
 }
 
 /// All plain functions.

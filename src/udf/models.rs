@@ -1,9 +1,9 @@
 //! The models that SQL functions can name: their settings, loaded once on first use, shared by every query of the process.
 
-use super::lm::Template;
+use super::{dataman, lm::Template};
 use crate::{
     engine::{Engine, EngineOptions, Precision},
-    rewards::fasttext::FastText,
+    rewards::{fasttext::FastText, repro_reward::RewardConfig},
     storage::hub,
     text::{
         chat::ChatTemplate,
@@ -143,6 +143,7 @@ struct Entry {
     language: OnceCell<Arc<LanguageModel>>,
     fasttext: OnceCell<Arc<FastText>>,
     tokenizer: OnceCell<Tokenizer>,
+    dataman: OnceCell<Arc<dataman::Scorer>>,
     hash: OnceCell<String>,
     permits: OnceLock<(Arc<Semaphore>, usize)>,
 }
@@ -151,6 +152,7 @@ struct Entry {
 pub struct Models {
     entries: BTreeMap<String, Entry>,
     seed: u64,
+    rewards: RewardConfig,
 }
 
 impl std::fmt::Debug for Models {
@@ -162,15 +164,21 @@ impl std::fmt::Debug for Models {
 impl Models {
     /// `seed` is the pipeline's; sampling derives from it, the model, the text, the chunk and the sample, never from batch or order.
     pub fn new(specs: BTreeMap<String, ModelSpec>, seed: u64) -> Arc<Self> {
+        Self::with_rewards(specs, seed, RewardConfig::default())
+    }
+    /// As [`Self::new`], with the section `rewards:` of a pipeline.
+    pub fn with_rewards(specs: BTreeMap<String, ModelSpec>, seed: u64, rewards: RewardConfig) -> Arc<Self> {
         let entry = |spec| Entry {
             spec,
             language: OnceCell::new(),
             fasttext: OnceCell::new(),
             tokenizer: OnceCell::new(),
+            dataman: OnceCell::new(),
             hash: OnceCell::new(),
             permits: OnceLock::new(),
         };
-        Arc::new(Self { entries: specs.into_iter().map(|(name, spec)| (name, entry(spec))).collect(), seed })
+        let entries = specs.into_iter().map(|(name, spec)| (name, entry(spec))).collect();
+        Arc::new(Self { entries, seed, rewards })
     }
     /// The settings as given.
     pub fn spec(&self, name: &str) -> Option<&ModelSpec> {
@@ -183,6 +191,10 @@ impl Models {
     /// The pipeline's seed.
     pub fn seed(&self) -> u64 {
         self.seed
+    }
+    /// How rephrasings are rewarded.
+    pub fn rewards(&self) -> &RewardConfig {
+        &self.rewards
     }
     fn entry(&self, name: &str) -> Result<&Entry> {
         self.entries.get(name).with_context(|| match self.names() {
@@ -205,6 +217,13 @@ impl Models {
         let (entry, spec) = self.causal(name)?;
         let load = async || load_language_model(spec, self.hash(name).await?).await.map(Arc::new);
         entry.language.get_or_try_init(load).await.cloned().with_context(|| format!("model `{name}`"))
+    }
+    /// A language model made ready to score texts by the DataMan protocol.
+    pub async fn dataman(&self, name: &str) -> Result<Arc<dataman::Scorer>> {
+        let lm = self.language_model(name).await?;
+        let entry = self.entry(name)?;
+        let make = async || dataman::Scorer::new(lm).map(Arc::new);
+        entry.dataman.get_or_try_init(make).await.cloned().with_context(|| format!("model `{name}`"))
     }
     /// The classifier of that name.
     pub async fn fasttext(&self, name: &str) -> Result<Arc<FastText>> {
