@@ -8,7 +8,10 @@
 //! a chunk may be answered with nothing (it was all clutter) but not the whole document; `---` is stripped from every chunk; a document of
 //! white space fails with a reason instead of losing its row.
 
-use super::models::LanguageModel;
+use super::{
+    edited::edited,
+    models::{AnswerForm, LanguageModel},
+};
 use crate::{
     engine::{Completion, Engine, FinishReason, Request, RequestError, Sampling},
     text::{
@@ -172,8 +175,13 @@ pub async fn rephrase(
             if piece.text.trim().is_empty() {
                 return Ok(None);
             }
-            let answer = ask(lm, engine, &lm.rephrase, piece.text, seed).await?;
-            extracted(answer, &settings.marker).map(Some)
+            match settings.answer {
+                AnswerForm::Text => {
+                    let answer = ask(lm, engine, &lm.rephrase, piece.text, seed).await?;
+                    extracted(answer, &settings.marker).map(Some)
+                }
+                AnswerForm::Edits => edited(lm, engine, piece.text, seed).await.map(Some),
+            }
         }
     });
     let mut whole = Rephrased {

@@ -14,6 +14,7 @@ pub mod corrupt_page;
 pub mod dataman;
 pub mod detokenise;
 pub mod edit_example;
+pub mod edited;
 pub mod fasttext_label;
 pub mod fasttext_score;
 pub mod generate;

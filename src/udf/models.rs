@@ -104,7 +104,7 @@ pub enum AnswerForm {
     /// The rephrased text, behind the marker.
     #[default]
     Text,
-    /// Which segments of the source stay ([`crate::text::edits`]).
+    /// Which segments of the source stay ([`crate::text::edits`]); there is no marker then.
     Edits,
 }
 

@@ -84,6 +84,12 @@ impl<'a> Edits<'a> {
         [before, sign, space, &shown(&tidy(segment.text))].concat()
     }
 
+    /// The choices in a script that a model went through: the letters right behind the marks.
+    pub fn read(&self, answer: &str) -> Vec<bool> {
+        let letters = answer.split(MARK).skip(1).filter_map(|part| part.chars().next());
+        letters.filter(|c| matches!(*c, KEEP | DROP)).map(|c| c == KEEP).take(self.segments.len()).collect()
+    }
+
     /// The segments that are kept, white space put right: one space between words (code apart), at most one empty line. A segment without
     /// a choice stays.
     pub fn apply(&self, keep: &[bool]) -> String {
@@ -170,6 +176,15 @@ mod tests {
         let long = format!("{} {}.", "word".repeat(5), "many words follow here ".repeat(12));
         let shown = script(&long);
         assert!(shown.chars().count() < 115 && shown.contains(" … ") && shown.starts_with("wordword"));
+    }
+
+    #[test]
+    fn reads_what_was_chosen() {
+        let edits = Edits::new(SOURCE);
+        let letters = ["D", "K", "D", "K", "K"];
+        let text: String = edits.script().iter().zip(letters).map(|(given, letter)| format!("{given}{letter}")).collect();
+        assert_eq!(edits.read(&text), [false, true, false, true, true]);
+        assert_eq!(edits.read(""), [false; 0]);
     }
 
     #[test]
