@@ -22,7 +22,7 @@ use std::sync::Arc;
 pub async fn edited(lm: &LanguageModel, engine: &dyn Complete, text: &str, seed: u64) -> Result<Answer, String> {
     let edits = Edits::new(text);
     let script = edits.script();
-    let format = format(&lm.tokenizer, &script).map_err(|e| format!("{e:#}"))?;
+    let format = format(&lm.tokenizer, &script, lm.settings.drop_lean).map_err(|e| format!("{e:#}"))?;
     let (prefix, prompt, _) = lm.rephrase.request("", usize::MAX).map_err(|e| format!("{e:#}"))?;
     let settings = &lm.settings;
     let before = prefix.len() + prompt.len();
@@ -47,14 +47,14 @@ pub async fn edited(lm: &LanguageModel, engine: &dyn Complete, text: &str, seed:
 }
 
 /// The script with a choice behind each entry. Entries are tokenised one by one, as in training.
-fn format(tokenizer: &Tokenizer, script: &[String]) -> Result<Arc<[FormatStep]>> {
+fn format(tokenizer: &Tokenizer, script: &[String], drop_lean: f32) -> Result<Arc<[FormatStep]>> {
     let letter = |letter: char| -> Result<u32> {
         let ids = tokenizer.encode(&letter.to_string(), Special::Plain)?;
         ensure!(ids.len() == 1, "answer: edits needs a tokenizer that writes {letter} as one token");
         Ok(ids[0])
     };
     // Of equals the first is taken: in doubt a segment stays.
-    let choice = FormatStep::OneOf(Arc::from([letter(KEEP)?, letter(DROP)?]));
+    let choice = FormatStep::Leaning(Arc::from([letter(KEEP)?, letter(DROP)?]), (drop_lean * 1000.0) as i32);
     let mut steps = Vec::with_capacity(script.len() * 2);
     for given in script {
         let ids = tokenizer.encode(given, Special::Plain).context("script")?;

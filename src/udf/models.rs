@@ -66,6 +66,8 @@ pub struct CausalLmSpec {
     pub marker: Option<String>,
     /// What an answer to a rephrasing request is: `text` (default) or `edits`.
     pub answer: Option<AnswerForm>,
+    /// With `answer: edits`: added to the logit of dropping a segment. Above 0 more goes, below 0 less.
+    pub drop_lean: Option<f32>,
     /// Sequences generated at the same time.
     pub slots: Option<usize>,
     /// `auto` (default), `cpu` or `cuda:N`.
@@ -95,6 +97,8 @@ pub struct LmSettings {
     pub marker: String,
     /// What an answer to a rephrasing request is.
     pub answer: AnswerForm,
+    /// Added to the logit of dropping a segment.
+    pub drop_lean: f32,
 }
 
 /// What a rephraser writes.
@@ -388,6 +392,7 @@ fn with_recommended(dir: &Path, spec: &CausalLmSpec) -> Result<(CausalLmSpec, Pr
         chunk_boundary: own.chunk_boundary.or(recommended.chunk_boundary),
         marker: own.marker.or(recommended.marker),
         answer: own.answer.or(recommended.answer),
+        drop_lean: own.drop_lean.or(recommended.drop_lean),
         slots: own.slots.or(recommended.slots),
         device: own.device.or(recommended.device),
         precision: own.precision.or(recommended.precision),
@@ -410,6 +415,7 @@ impl LmSettings {
             chunk_boundary: spec.chunk_boundary.unwrap_or(Boundary::Char),
             marker: spec.marker.clone().unwrap_or_else(|| MARKER.to_owned()),
             answer: spec.answer.unwrap_or_default(),
+            drop_lean: spec.drop_lean.unwrap_or(0.0),
         };
         ensure!(
             settings.temperature >= 0.0 && settings.temperature.is_finite(),
@@ -419,6 +425,7 @@ impl LmSettings {
         ensure!(settings.top_p > 0.0 && settings.top_p <= 1.0, "top_p must be in (0, 1], not {}", settings.top_p);
         ensure!(settings.max_new_tokens > 0, "max_new_tokens must be at least 1");
         ensure!(settings.chunk_chars > 0, "chunk_chars must be at least 1");
+        ensure!(settings.drop_lean.abs() <= 100.0, "drop_lean must be between -100 and 100, not {}", settings.drop_lean);
         ensure!(spec.slots != Some(0), "slots must be at least 1");
         let room = limit - settings.max_new_tokens;
         Ok(Self { max_prompt_tokens: settings.max_prompt_tokens.min(room), ..settings })
