@@ -22,7 +22,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     println!("  {} texts, {:.1} kB each on average", texts.len(), bytes as f64 / texts.len() as f64 / 1000.0);
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-        let mut rates: Vec<f64> = (0..if options.smoke { 1 } else { 5 }).map(|_| pool.install(|| rate(&model, &texts))).collect();
+        let mut rates: Vec<f64> =
+            (0..if options.smoke { 1 } else { 5 }).map(|_| pool.install(|| rate(&model, &texts))).collect();
         rates.sort_by(f64::total_cmp);
         let rate = rates[rates.len() / 2];
         let megabytes = rate * bytes as f64 / texts.len() as f64 / 1e6;
@@ -41,7 +42,9 @@ fn rate(model: &FastText, texts: &[String]) -> f64 {
 /// The documents of shared/data/dclm and the first 500 sentences of the language task.
 fn texts(shared: &Path) -> anyhow::Result<Vec<String>> {
     let mut out = Vec::new();
-    for (file, column) in [("dclm/low_score_500.jsonl", "text"), ("core/bigbench_language_identification.jsonl", "query")] {
+    for (file, column) in
+        [("dclm/low_score_500.jsonl", "text"), ("core/bigbench_language_identification.jsonl", "query")]
+    {
         let path = shared.join(file);
         let lines = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         for line in lines.lines().take(500) {

@@ -111,7 +111,9 @@ impl Sequence {
 
     /// Appends the tokens that the format knows beforehand; gives the number of steps that are done.
     fn force(&mut self) -> usize {
-        let Role::Request { request: Request { format: Some(format), .. }, steps, .. } = &mut self.role else { return 0 };
+        let Role::Request { request: Request { format: Some(format), .. }, steps, .. } = &mut self.role else {
+            return 0;
+        };
         while let Some(FormatStep::Forced(ids)) = format.get(*steps) {
             self.tokens.extend_from_slice(ids);
             *steps += 1;

@@ -224,13 +224,14 @@ mod tests {
         let data = given.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared")).join("data");
         let rows = |file: &str, column: &str| -> Option<Vec<String>> {
             let lines = std::fs::read_to_string(data.join(file)).ok()?;
-            let field = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()[column].as_str().unwrap().to_owned();
+            let field = |line: &str| {
+                serde_json::from_str::<serde_json::Value>(line).unwrap()[column].as_str().unwrap().to_owned()
+            };
             Some(lines.lines().take(500).map(field).collect())
         };
         let mut texts = rows("dclm/low_score_500.jsonl", "text")?;
-        let sentence = |query: String| {
-            query.split_once("Sentence: ").unwrap().1.split_once("\nA. ").unwrap().0.to_owned()
-        };
+        let sentence =
+            |query: String| query.split_once("Sentence: ").unwrap().1.split_once("\nA. ").unwrap().0.to_owned();
         texts.extend(rows("core/bigbench_language_identification.jsonl", "query")?.into_iter().map(sentence));
         Some((data.join("fasttext/lid.176.ftz"), texts))
     }

@@ -9,7 +9,10 @@ use arrow::{
     buffer::NullBuffer,
     datatypes::{DataType, Field, Fields},
 };
-use datafusion::{common::Result, logical_expr::{ScalarFunctionArgs, ScalarUDF}};
+use datafusion::{
+    common::Result,
+    logical_expr::{ScalarFunctionArgs, ScalarUDF},
+};
 use std::sync::Arc;
 
 /// The counts, in the order of the result's fields.
@@ -66,6 +69,9 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let rows = runtime.block_on(async { context.sql(sql).await.unwrap().collect().await.unwrap() });
         let column = |i: usize| rows[0].column(i).as_primitive::<Int64Type>().values().to_vec();
-        assert_eq!((column(0), column(1), column(2), column(3)), (vec![1; 3], vec![1, 1, 0], vec![2; 3], vec![2, 0, 0]));
+        assert_eq!(
+            (column(0), column(1), column(2), column(3)),
+            (vec![1; 3], vec![1, 1, 0], vec![2; 3], vec![2, 0, 0])
+        );
     }
 }

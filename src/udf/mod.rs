@@ -105,7 +105,8 @@ pub fn model_arguments() -> Vec<ModelArgument> {
         ModelArgument { function: function.name(), position, role, slow: true }
     });
     let plain = PLAIN_WITH_MODEL.into_iter();
-    slow.chain(plain.map(|(function, position, role)| ModelArgument { function, position, role, slow: false })).collect()
+    slow.chain(plain.map(|(function, position, role)| ModelArgument { function, position, role, slow: false }))
+        .collect()
 }
 
 /// All plain functions.

@@ -425,7 +425,11 @@ impl LmSettings {
         ensure!(settings.top_p > 0.0 && settings.top_p <= 1.0, "top_p must be in (0, 1], not {}", settings.top_p);
         ensure!(settings.max_new_tokens > 0, "max_new_tokens must be at least 1");
         ensure!(settings.chunk_chars > 0, "chunk_chars must be at least 1");
-        ensure!(settings.drop_lean.abs() <= 100.0, "drop_lean must be between -100 and 100, not {}", settings.drop_lean);
+        ensure!(
+            settings.drop_lean.abs() <= 100.0,
+            "drop_lean must be between -100 and 100, not {}",
+            settings.drop_lean
+        );
         ensure!(spec.slots != Some(0), "slots must be at least 1");
         let room = limit - settings.max_new_tokens;
         Ok(Self { max_prompt_tokens: settings.max_prompt_tokens.min(room), ..settings })

@@ -163,7 +163,9 @@ async fn f1_scores(
         return Ok(vec![Ok(None); texts.len()]);
     }
     let _ = models;
-    bail!("the part `bertscore` of the reward: this version has no encoders; switch it off: rewards: {{ bertscore: {{ enabled: false }} }}")
+    bail!(
+        "the part `bertscore` of the reward: this version has no encoders; switch it off: rewards: {{ bertscore: {{ enabled: false }} }}"
+    )
 }
 
 async fn structures(

@@ -43,7 +43,15 @@ fn start(model: &str, slots: usize) -> Engine {
 }
 
 fn request(prompt: Vec<u32>, new: usize) -> Request {
-    Request { prefix: Arc::from([]), prompt, max_new_tokens: new, sampling: GREEDY, stop: Arc::from([]), seed: 0, format: None }
+    Request {
+        prefix: Arc::from([]),
+        prompt,
+        max_new_tokens: new,
+        sampling: GREEDY,
+        stop: Arc::from([]),
+        seed: 0,
+        format: None,
+    }
 }
 
 fn sampled(prompt: Vec<u32>, new: usize, seed: u64) -> Request {

@@ -20,7 +20,11 @@ pub fn example(dirty: &str, clean: &str) -> String {
     let [open, close] = GIVEN;
     let script = Edits::new(dirty).script();
     let letter = |keep: bool| if keep { KEEP } else { DROP };
-    script.iter().zip(choices(dirty, clean)).map(|(given, keep)| format!("{open}{given}{close}{}", letter(keep))).collect()
+    script
+        .iter()
+        .zip(choices(dirty, clean))
+        .map(|(given, keep)| format!("{open}{given}{close}{}", letter(keep)))
+        .collect()
 }
 
 /// White space takes no part in the comparison.
@@ -88,7 +92,11 @@ impl Search<'_> {
         if enough(front) {
             out.push((true, at + front));
         }
-        out.extend((1..text.len()).find(|&n| enough(text.len() - n) && rest.starts_with(&text[n..])).map(|n| (true, at + text.len() - n)));
+        out.extend(
+            (1..text.len())
+                .find(|&n| enough(text.len() - n) && rest.starts_with(&text[n..]))
+                .map(|n| (true, at + text.len() - n)),
+        );
         out
     }
 }
@@ -147,7 +155,8 @@ mod tests {
     #[test]
     fn an_example_marks_what_is_given() {
         let [open, close] = GIVEN;
-        let text = example("Menu\nThe cat.", "The cat.").replace(open, "<").replace(close, ">").replace('\u{e100}', "*");
+        let text =
+            example("Menu\nThe cat.", "The cat.").replace(open, "<").replace(close, ">").replace('\u{e100}', "*");
         assert_eq!(text, "<Menu *\nThe cat. *>D< *>K");
     }
 

@@ -182,7 +182,8 @@ mod tests {
     fn reads_what_was_chosen() {
         let edits = Edits::new(SOURCE);
         let letters = ["D", "K", "D", "K", "K"];
-        let text: String = edits.script().iter().zip(letters).map(|(given, letter)| format!("{given}{letter}")).collect();
+        let text: String =
+            edits.script().iter().zip(letters).map(|(given, letter)| format!("{given}{letter}")).collect();
         assert_eq!(edits.read(&text), [false, true, false, true, true]);
         assert_eq!(edits.read(""), [false; 0]);
     }
@@ -207,7 +208,9 @@ mod tests {
 
     #[test]
     fn odd_texts() {
-        for text in ["", " \n ", "a", "\u{e100}", "🙂 🙂", "مرحبا بالعالم. أهلا", &"x\n".repeat(500), &"word. ".repeat(3000)] {
+        for text in
+            ["", " \n ", "a", "\u{e100}", "🙂 🙂", "مرحبا بالعالم. أهلا", &"x\n".repeat(500), &"word. ".repeat(3000)]
+        {
             let edits = Edits::new(text);
             let solid = |t: &str| tidy(t).replace(' ', "");
             assert_eq!(solid(&edits.apply(&[])), solid(text));

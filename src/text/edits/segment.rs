@@ -102,7 +102,9 @@ fn gap(chars: &[(usize, char)], i: usize) -> (usize, bool) {
     let end = skip(i);
     let is_sign = |c: char| matches!(c, '|' | '»' | '•' | '·' | '–' | '—' | '-' | '›');
     match chars.get(end) {
-        Some((_, c)) if is_sign(*c) && chars.get(end + 1).is_some_and(|(_, c)| c.is_whitespace()) => (skip(end + 1), true),
+        Some((_, c)) if is_sign(*c) && chars.get(end + 1).is_some_and(|(_, c)| c.is_whitespace()) => {
+            (skip(end + 1), true)
+        }
         _ => (end, false),
     }
 }

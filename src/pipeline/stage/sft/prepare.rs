@@ -98,7 +98,8 @@ pub(super) async fn prepare(config: &Config, cx: &StageContext) -> anyhow::Resul
         model.max_positions
     );
     let prompt = config.prompt.as_deref().map(read_prompt).transpose()?;
-    let encoder = Encoder::new(tokenizer, &tokenizer_dir, &model, prompt.as_deref(), (config.max_length, config.given))?;
+    let encoder =
+        Encoder::new(tokenizer, &tokenizer_dir, &model, prompt.as_deref(), (config.max_length, config.given))?;
     let (pairs, rows) = match &config.pairs {
         Some(table) => encoder.table(cx, table).await?,
         None => (Vec::new(), Rows::default()),
