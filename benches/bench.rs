@@ -4,6 +4,7 @@
 
 mod parts {
     pub mod bertscore;
+    pub mod fasttext;
     pub mod generate;
     pub mod grpo;
     pub mod pack;
@@ -32,8 +33,9 @@ fn main() {
     };
     let names: Vec<&str> = arguments.iter().map(String::as_str).filter(|a| !a.starts_with("--")).collect();
     type Bench = fn(&Options) -> anyhow::Result<()>;
-    let all: [(&str, Bench); 4] = [
+    let all: [(&str, Bench); 5] = [
         ("bertscore", parts::bertscore::run),
+        ("fasttext", parts::fasttext::run),
         ("generate", parts::generate::run),
         ("grpo", parts::grpo::run),
         ("pack", parts::pack::run),

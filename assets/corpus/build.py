@@ -12,8 +12,8 @@ Source format, several pages per file:
     ~                 (alone: an empty clutter line)
     a sentence with ⟦a clutter fragment⟧ inside it
 
-Writes pages-0.jsonl .. pages-3.jsonl (url, kind, quality, text) beside this file, and
-tests/golden/corpus_clean.jsonl (url, clean). Run it after every edit of a page; it stops at the first page that is
+Writes pages-0.jsonl .. pages-3.jsonl (url, kind, quality, text) beside this file,
+tests/golden/corpus_clean.jsonl (url, clean) and tests/golden/corpus_pairs.jsonl (chunks of pages: url, dirty, clean). Run it after every edit of a page; it stops at the first page that is
 wrong and names file and line. `--check` only compares with what is on disk. Standard library only.
 """
 
@@ -25,6 +25,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CLEAN = HERE.parent.parent / "tests" / "golden" / "corpus_clean.jsonl"
+PAIRS = CLEAN.with_name("corpus_pairs.jsonl")
+# Characters of a chunk at most: as inference cuts pages, and shorter, so that cuts fall elsewhere.
+CHUNKS = (700, 440)
 SHARDS = 4
 MIN_CHARS, MAX_CHARS = 400, 12_500
 MAX_SOURCE_BYTES = 600_000
@@ -86,6 +89,29 @@ def split_page(lines):
     return "\n".join(text).strip("\n"), joined.strip("\n"), "".join(removed)
 
 
+def chunks(lines, most):
+    """The page's source lines in runs whose text has at most `most` characters (a longer line stands alone)."""
+    run, size = [], 0
+    for line in lines:
+        length = len(line) + 1
+        if run and size + length > most:
+            yield run
+            run, size = [], 0
+        run.append(line)
+        size += length
+    if run:
+        yield run
+
+
+def pairs(url, lines):
+    """Chunks of a page with and without their clutter."""
+    for most in CHUNKS:
+        for run in chunks(lines, most):
+            text, clean, _ = split_page(run)
+            if text.strip():
+                yield {"url": url, "dirty": text, "clean": clean}
+
+
 def letters(text):
     """How often each visible character occurs."""
     return Counter("".join(text.split()))
@@ -116,7 +142,7 @@ def in_order(part, whole):
 
 
 def build():
-    """All pages as [(page, clean row)], checked."""
+    """All pages as [(page, clean row, pairs)], checked."""
     rows, seen = [], {}
     for where, url, kind, quality, lines in read_sources():
         text, clean, removed = split_page(lines)
@@ -126,7 +152,7 @@ def build():
                 raise PageError(f"{where}: the same page or url stands at {seen[key]}")
             seen[key] = where
         page = {"url": url, "kind": kind, "quality": quality, "text": text}
-        rows.append((page, {"url": url, "clean": clean}))
+        rows.append((page, {"url": url, "clean": clean}, list(pairs(url, lines))))
     return rows
 
 
@@ -135,14 +161,14 @@ def jsonl(rows):
 
 
 def report(rows):
-    sizes = sorted(len(page["text"]) for page, _ in rows)
-    kept = sum(len(clean["clean"]) for _, clean in rows)
-    whole = sum(page["text"] == clean["clean"] for page, clean in rows)
+    sizes = sorted(len(page["text"]) for page, _, _ in rows)
+    kept = sum(len(clean["clean"]) for _, clean, _ in rows)
+    whole = sum(page["text"] == clean["clean"] for page, clean, _ in rows)
     print(f"{len(rows)} pages, {sum(sizes)} characters: min {sizes[0]}, median {sizes[len(sizes) // 2]}, "
           f"mean {sum(sizes) // len(sizes)}, max {sizes[-1]}")
     print(f"clean: {kept} characters ({100 * kept / sum(sizes):.1f} %); {whole} pages without clutter")
-    print("quality:", dict(Counter(page["quality"] for page, _ in rows)))
-    for kind, count in sorted(Counter(page["kind"] for page, _ in rows).items()):
+    print("quality:", dict(Counter(page["quality"] for page, _, _ in rows)))
+    for kind, count in sorted(Counter(page["kind"] for page, _, _ in rows).items()):
         print(f"  {kind:<14} {count}")
 
 
@@ -151,8 +177,9 @@ def main():
     if size > MAX_SOURCE_BYTES:
         raise PageError(f"the sources hold {size} bytes, more than {MAX_SOURCE_BYTES}")
     rows = build()
-    files = {HERE / f"pages-{i}.jsonl": jsonl(page for page, _ in rows[i::SHARDS]) for i in range(SHARDS)}
-    files[CLEAN] = jsonl(clean for _, clean in rows)
+    files = {HERE / f"pages-{i}.jsonl": jsonl(page for page, _, _ in rows[i::SHARDS]) for i in range(SHARDS)}
+    files[CLEAN] = jsonl(clean for _, clean, _ in rows)
+    files[PAIRS] = jsonl(pair for _, _, pairs in rows for pair in pairs)
     for path, content in files.items():
         if "--check" not in sys.argv[1:]:
             path.write_text(content, encoding="utf-8")

@@ -1,11 +1,14 @@
--- Pairs for measurement: other seeds, and what was inserted, so that the share of removed clutter can be counted.
+-- Pages for measurement: texts that were not trained on, other seeds, and what was inserted.
 SELECT
     id,
-    pair['dirty'] AS prompt,
-    pair['clean'] AS completion,
-    pair['inserted'] AS inserted
+    pair['dirty'] AS dirty,
+    pair['clean'] AS clean,
+    pair['inserted'] AS inserted,
+    '' AS prompt,
+    edit_example(pair['dirty'], pair['clean']) AS completion
 FROM (
-    SELECT id, corrupt_page(text, 700000000 + CAST(row_number() OVER (ORDER BY id) AS BIGINT)) AS pair
-    FROM held_out_clean
+    SELECT concat(id, '-', variant) AS id, corrupt_page(text, 700000000 + variant * 1000003 + row) AS pair
+    FROM (SELECT id, text, CAST(row_number() OVER (ORDER BY id) AS BIGINT) AS row FROM held_out_clean)
+    CROSS JOIN (SELECT value AS variant FROM generate_series(1, 6))
 )
 LIMIT 1000

@@ -65,6 +65,24 @@ pub enum FormatStep {
     /// One of these tokens comes next, drawn as [`Request::sampling`] says from their logits alone; greedy takes the likeliest, of equals
     /// the first in this list. One pass.
     OneOf(Arc<[u32]>),
+    /// As [`Self::OneOf`], with so many thousandths added to the logit of the last token: a choice that has been calibrated.
+    Leaning(Arc<[u32]>, i32),
+}
+
+impl FormatStep {
+    /// The tokens that a step names.
+    fn ids(&self) -> &Arc<[u32]> {
+        let (Self::Forced(ids) | Self::OneOf(ids) | Self::Leaning(ids, _)) = self;
+        ids
+    }
+    /// Tokens to choose from, and what is added to the last one's logit; None where nothing is to be chosen.
+    fn choice(&self) -> Option<(&[u32], f32)> {
+        match self {
+            Self::Forced(_) => None,
+            Self::OneOf(ids) => Some((ids, 0.0)),
+            Self::Leaning(ids, thousandths) => Some((ids, *thousandths as f32 / 1000.0)),
+        }
+    }
 }
 
 /// Tokens of an answer of this form.
@@ -285,12 +303,11 @@ impl Engine {
         }
         let vocab = self.shared.config.vocab_size;
         let format = request.format.as_deref().unwrap_or_default();
-        let choices = || format.iter().filter(|step| matches!(step, FormatStep::OneOf(_)));
-        if request.format.is_some() && choices().next().is_none() || format.contains(&FormatStep::OneOf(Arc::default()))
-        {
+        let mut choices = format.iter().filter_map(FormatStep::choice).peekable();
+        if request.format.is_some() && choices.peek().is_none() || choices.any(|(ids, _)| ids.is_empty()) {
             return Err(RequestError::NoChoice);
         }
-        let of_format = format.iter().flat_map(|(FormatStep::Forced(ids) | FormatStep::OneOf(ids))| ids.iter());
+        let of_format = format.iter().flat_map(|step| step.ids().iter());
         match request.prefix.iter().chain(&request.prompt).chain(of_format).find(|&&id| id as usize >= vocab) {
             Some(&id) => Err(RequestError::TokenOutOfRange { id, vocab }),
             None => Ok(()),

@@ -288,12 +288,15 @@ impl Scheduler<'_> {
 /// Draws with the request's own stream, from all tokens or from those that its format allows.
 fn draw(sequence: &mut Sequence, logits: &[f32]) -> Result<u32, NotANumber> {
     thread_local!(static SAMPLER: RefCell<Sampler> = RefCell::default());
-    let allowed: Option<Vec<u32>> = sequence.allowed().map(<[u32]>::to_vec);
+    let allowed: Option<(Vec<u32>, f32)> = sequence.allowed().map(|(ids, lean)| (ids.to_vec(), lean));
     let Role::Request { request, rng, .. } = &mut sequence.role else { return Err(NotANumber) };
     let mut pick = |row: &[f32]| {
         SAMPLER.with_borrow_mut(|sampler| sampler.draw(Isa::detect().vector, row, &request.sampling, rng))
     };
-    let Some(allowed) = allowed else { return pick(logits) };
-    let row: Vec<f32> = allowed.iter().map(|&id| logits[id as usize]).collect();
+    let Some((allowed, lean)) = allowed else { return pick(logits) };
+    let mut row: Vec<f32> = allowed.iter().map(|&id| logits[id as usize]).collect();
+    if let Some(last) = row.last_mut() {
+        *last += lean;
+    }
     pick(&row).map(|at| allowed[at as usize])
 }

@@ -107,13 +107,10 @@ impl Sequence {
         matches!(&self.role, Role::Request { reply, .. } if reply.is_closed())
     }
 
-    /// The only tokens that may come next, where the request's format says so.
-    pub fn allowed(&self) -> Option<&[u32]> {
+    /// The only tokens that may come next, where the request's format says so, and what is added to the last one's logit.
+    pub fn allowed(&self) -> Option<(&[u32], f32)> {
         let Role::Request { request, steps, .. } = &self.role else { return None };
-        match request.format.as_ref()?.get(*steps) {
-            Some(FormatStep::OneOf(ids)) => Some(ids),
-            _ => None,
-        }
+        request.format.as_ref()?.get(*steps)?.choice()
     }
 
     /// Appends the token that was drawn and what must follow it; says why the sequence ends, if it does. A stop token is only appended

@@ -16,15 +16,17 @@ pub fn directory() -> Option<PathBuf> {
     program.ancestors().skip(1).map(|dir| dir.join("assets")).find(|dir| dir.join("pocket-hq.bin").exists())
 }
 
-/// `rephraser` and `hq`: the embedded models, as far as they are there.
+/// `rephraser`, `dataman` and `hq`: the embedded models, as far as they are there.
 pub fn models() -> BTreeMap<String, ModelSpec> {
     let mut models = BTreeMap::new();
     let Some(directory) = directory() else { return models };
     let text = |path: PathBuf| path.to_string_lossy().into_owned();
-    let rephraser = directory.join("pocket-rephraser");
-    if rephraser.is_dir() {
-        let spec = CausalLmSpec { path: text(rephraser), ..CausalLmSpec::default() };
-        models.insert("rephraser".to_owned(), ModelSpec::CausalLm(spec));
+    for (name, folder) in [("rephraser", "pocket-rephraser"), ("dataman", "pocket-dataman")] {
+        let path = directory.join(folder);
+        if path.is_dir() {
+            let spec = CausalLmSpec { path: text(path), ..CausalLmSpec::default() };
+            models.insert(name.to_owned(), ModelSpec::CausalLm(spec));
+        }
     }
     let hq = directory.join("pocket-hq.bin");
     if hq.exists() {

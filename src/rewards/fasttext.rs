@@ -218,6 +218,42 @@ mod tests {
         }
     }
 
+    /// The texts of tests/golden/lid176.py, in its order; None where the shared data is absent.
+    fn real_texts() -> Option<(PathBuf, Vec<String>)> {
+        let given = std::env::var_os("REPRO_SHARED").map(PathBuf::from);
+        let data = given.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared")).join("data");
+        let rows = |file: &str, column: &str| -> Option<Vec<String>> {
+            let lines = std::fs::read_to_string(data.join(file)).ok()?;
+            let field = |line: &str| {
+                serde_json::from_str::<serde_json::Value>(line).unwrap()[column].as_str().unwrap().to_owned()
+            };
+            Some(lines.lines().take(500).map(field).collect())
+        };
+        let mut texts = rows("dclm/low_score_500.jsonl", "text")?;
+        let sentence =
+            |query: String| query.split_once("Sentence: ").unwrap().1.split_once("\nA. ").unwrap().0.to_owned();
+        texts.extend(rows("core/bigbench_language_identification.jsonl", "query")?.into_iter().map(sentence));
+        Some((data.join("fasttext/lid.176.ftz"), texts))
+    }
+
+    #[test]
+    #[expect(clippy::print_stdout, reason = "says that the data is missing")]
+    fn language_identification_agrees_with_the_python_package_on_real_texts() {
+        let Some((model, texts)) = real_texts() else {
+            println!("skipped: ../shared/data (or REPRO_SHARED) is not here");
+            return;
+        };
+        let model = FastText::load(&model).unwrap();
+        let golden: Vec<Vec<(String, f32)>> =
+            serde_json::from_str(include_str!("../../tests/golden/lid176.json")).unwrap();
+        assert_eq!((texts.len(), golden.len()), (1000, 1000));
+        for (text, expected) in texts.iter().zip(&golden) {
+            let found = model.top(text, 3).unwrap();
+            let same = found.iter().zip(expected).all(|(a, b)| a.0 == b.0 && (a.1 - b.1).abs() < 1e-5);
+            assert!(same && found.len() == expected.len(), "{text:?}: {found:?}, expected {expected:?}");
+        }
+    }
+
     #[test]
     fn scores_by_the_rule_of_dclm() {
         let model = load("softmax_bigrams.bin");

@@ -5,6 +5,7 @@ pub mod chat;
 pub mod chunk;
 pub mod corrupt;
 pub mod detokenise;
+pub mod edits;
 pub mod extract;
 pub mod lines;
 pub mod pack;

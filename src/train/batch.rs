@@ -6,7 +6,10 @@ use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-/// One example as token ids; the loss is on `answer`, which includes its end token.
+/// Set on an id of an answer that is fed in without loss. No vocabulary reaches it.
+pub const GIVEN: u32 = 1 << 31;
+
+/// One example as token ids; the loss is on `answer`, which includes its end token. Ids with [`GIVEN`] are read, not learnt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pair {
     /// Token ids that are fed in without loss.
@@ -53,11 +56,12 @@ impl MicroBatch {
             real: 0,
         };
         for (row, pair) in pairs.into_iter().enumerate() {
-            let all: Vec<i64> = pair.prompt.iter().chain(&pair.answer).map(|&id| i64::from(id)).collect();
+            let all: Vec<i64> = pair.prompt.iter().chain(&pair.answer).map(|&id| i64::from(id & !GIVEN)).collect();
+            let learnt = |at: usize| at < pair.prompt.len() || pair.answer[at - pair.prompt.len()] & GIVEN == 0;
             let start = row * width;
             batch.tokens[start..start + all.len() - 1].copy_from_slice(&all[..all.len() - 1]);
             batch.real += all.len() - 1;
-            for (target, &id) in all.iter().enumerate().skip(pair.prompt.len().max(1)) {
+            for (target, &id) in all.iter().enumerate().skip(pair.prompt.len().max(1)).filter(|(at, _)| learnt(*at)) {
                 batch.positions.push((start + target - 1) as i64);
                 batch.targets.push(id);
             }
@@ -163,6 +167,13 @@ mod tests {
         // 8 predicts 9, 9 predicts 2; in the second row 5 predicts 2
         assert_eq!(batch.positions, [1, 2, 3]);
         assert_eq!(batch.targets, [9, 2, 2]);
+    }
+
+    #[test]
+    fn given_tokens_are_read_without_loss() {
+        let batch = MicroBatch::new(&[pair(&[7], &[8 | GIVEN, 9, 4 | GIVEN, 5, 2])]);
+        assert_eq!(batch.tokens, [7, 8, 9, 4, 5]);
+        assert_eq!((batch.positions, batch.targets), (vec![1, 3, 4], vec![9, 5, 2]));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! a chunk may be answered with nothing (it was all clutter) but not the whole document; `---` is stripped from every chunk; a document of
 //! white space fails with a reason instead of losing its row.
 
-use super::models::{LanguageModel, LmSettings};
+use super::models::{AnswerForm, LanguageModel, LmSettings};
 use crate::{
     engine::{Completion, Engine, FinishReason, FormatStep, Request, RequestError, Sampling},
     text::{
@@ -215,7 +215,10 @@ pub async fn rephrase(model: &dyn Rephraser, text: &str, seed: impl Fn(usize) ->
                 return Ok(None);
             }
             let answer = model.answer(piece.text, seed).await?;
-            extracted(answer, &settings.marker).map(Some)
+            match settings.answer {
+                AnswerForm::Text => extracted(answer, &settings.marker).map(Some),
+                AnswerForm::Edits => Ok(Some(answer)),
+            }
         }
     });
     let mut whole = Rephrased {
@@ -325,6 +328,8 @@ mod tests {
                 chunk_chars: 10,
                 chunk_boundary: Boundary::Char,
                 marker: "M:".into(),
+                answer: AnswerForm::Text,
+                drop_lean: 0.0,
             },
             stop: Arc::from([330]),
             pair: None,

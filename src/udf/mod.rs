@@ -9,10 +9,13 @@ use std::sync::Arc;
 mod args;
 pub mod bertscore;
 pub mod chunk;
+pub mod clutter_measure;
 pub mod corrupt;
 pub mod corrupt_page;
 pub mod dataman;
 pub mod detokenise;
+pub mod edit_example;
+pub mod edited;
 pub mod encoder;
 pub mod fasttext_label;
 pub mod fasttext_score;
@@ -123,9 +126,11 @@ pub fn model_arguments() -> Vec<ModelArgument> {
 pub fn scalar_functions(models: &Arc<models::Models>) -> Vec<ScalarUDF> {
     vec![
         chunk::udf(),
+        clutter_measure::udf(),
         corrupt::udf(),
         corrupt_page::udf(),
         detokenise::udf(),
+        edit_example::udf(),
         fasttext_label::udf(models),
         fasttext_score::udf(models),
         length_ratio::udf(),

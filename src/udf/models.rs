@@ -86,6 +86,10 @@ pub struct CausalLmSpec {
     pub chunk_boundary: Option<Boundary>,
     /// Marker before the rephrased text; empty: the whole answer is the text.
     pub marker: Option<String>,
+    /// What an answer to a rephrasing request is: `text` (default) or `edits`.
+    pub answer: Option<AnswerForm>,
+    /// With `answer: edits`: added to the logit of dropping a segment. Above 0 more goes, below 0 less.
+    pub drop_lean: Option<f32>,
     /// Sequences generated at the same time.
     pub slots: Option<usize>,
     /// `auto` (default), `cpu` or `cuda:N`.
@@ -126,6 +130,21 @@ pub struct LmSettings {
     pub chunk_boundary: Boundary,
     /// Marker before the rephrased text; empty: the whole answer is the text.
     pub marker: String,
+    /// What an answer to a rephrasing request is.
+    pub answer: AnswerForm,
+    /// Added to the logit of dropping a segment.
+    pub drop_lean: f32,
+}
+
+/// What a rephraser writes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AnswerForm {
+    /// The rephrased text, behind the marker.
+    #[default]
+    Text,
+    /// Which segments of the source stay ([`crate::text::edits`]); there is no marker then.
+    Edits,
 }
 
 /// A fastText classifier.
@@ -510,6 +529,8 @@ pub fn recommended(dir: &Path, spec: &CausalLmSpec) -> Result<(CausalLmSpec, Pro
         chunk_chars: own.chunk_chars.or(makers.chunk_chars),
         chunk_boundary: own.chunk_boundary.or(makers.chunk_boundary),
         marker: own.marker.or(makers.marker),
+        answer: own.answer.or(makers.answer),
+        drop_lean: own.drop_lean.or(makers.drop_lean),
         slots: own.slots.or(makers.slots),
         device: own.device.or(makers.device),
         precision: own.precision.or(makers.precision),
@@ -531,6 +552,8 @@ impl LmSettings {
             chunk_chars: spec.chunk_chars.unwrap_or(7000),
             chunk_boundary: spec.chunk_boundary.unwrap_or(Boundary::Char),
             marker: spec.marker.clone().unwrap_or_else(|| MARKER.to_owned()),
+            answer: spec.answer.unwrap_or_default(),
+            drop_lean: spec.drop_lean.unwrap_or(0.0),
         };
         settings.check()?;
         ensure!(spec.slots != Some(0), "slots must be at least 1");
@@ -548,6 +571,7 @@ impl LmSettings {
         ensure!(self.top_p > 0.0 && self.top_p <= 1.0, "top_p must be in (0, 1], not {}", self.top_p);
         ensure!(self.max_new_tokens > 0, "max_new_tokens must be at least 1");
         ensure!(self.chunk_chars > 0, "chunk_chars must be at least 1");
+        ensure!(self.drop_lean.abs() <= 100.0, "drop_lean must be between -100 and 100, not {}", self.drop_lean);
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ mod http;
 
 use super::{
     lm::{Answer, Draw},
-    models::LmSettings,
+    models::{AnswerForm, LmSettings},
     speaker::{Form, Unframed, chatml_text, template},
 };
 use crate::{
@@ -241,6 +241,8 @@ fn settings(spec: &RemoteSpec) -> Result<LmSettings> {
         chunk_chars: spec.chunk_chars.unwrap_or(7000),
         chunk_boundary: spec.chunk_boundary.unwrap_or(Boundary::Char),
         marker: spec.marker.clone().unwrap_or_else(|| MARKER.to_owned()),
+        answer: AnswerForm::Text,
+        drop_lean: 0.0,
     };
     settings.check()?;
     ensure!(!spec.model.trim().is_empty(), "`model` is empty; give the model's name at the endpoint");

@@ -2,8 +2,9 @@
 //! answers; which of the two answers they need not know.
 
 use super::{
+    edited::edited,
     lm::{self, Answer, Draw, Rephraser, Template},
-    models::{LanguageModel, LmSettings},
+    models::{AnswerForm, LanguageModel, LmSettings},
     remote::Endpoint,
 };
 use crate::text::{
@@ -112,7 +113,10 @@ impl Rephraser for Speaker {
     }
     async fn answer(&self, text: &str, seed: u64) -> Result<Answer, String> {
         match self {
-            Self::Local(lm) => lm::ask(lm, &lm.engine, &lm.rephrase, text, seed).await,
+            Self::Local(lm) => match lm.settings.answer {
+                AnswerForm::Text => lm::ask(lm, &lm.engine, &lm.rephrase, text, seed).await,
+                AnswerForm::Edits => edited(lm, &lm.engine, text, seed).await,
+            },
             Self::Remote(endpoint) => {
                 endpoint.put(&endpoint.rephrase, text, Draw::settings(&endpoint.settings, seed)).await
             }

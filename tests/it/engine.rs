@@ -440,8 +440,17 @@ fn likeliest(decoder: &Decoder, tokens: &[u32], ids: &[u32]) -> u32 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_known_form_is_filled_with_the_likeliest_allowed_tokens() {
-    let format =
-        [forced(&[3, 4]), one_of(&[10, 20, 30]), forced(&[5]), one_of(&[11, 21]), one_of(&[7]), forced(&[8, 9])];
+    let lean = |thousandths| FormatStep::Leaning(Arc::from([12, 22]), thousandths);
+    let format = [
+        forced(&[3, 4]),
+        one_of(&[10, 20, 30]),
+        forced(&[5]),
+        one_of(&[11, 21]),
+        one_of(&[7]),
+        forced(&[8, 9]),
+        lean(100_000),
+        lean(-100_000),
+    ];
     for model in MODELS {
         let engine = start(model, 2);
         let decoder = Decoder::from_dir(&golden(model), Device::Cpu, Kind::Float).unwrap();
@@ -451,6 +460,7 @@ async fn a_known_form_is_filled_with_the_likeliest_allowed_tokens() {
             match step {
                 FormatStep::Forced(ids) => wanted.extend_from_slice(ids),
                 FormatStep::OneOf(ids) => wanted.push(likeliest(&decoder, &wanted, ids)),
+                FormatStep::Leaning(ids, thousandths) => wanted.push(ids[usize::from(*thousandths > 0)]),
             }
         }
         // A stop token and a limit play no part.
@@ -462,11 +472,14 @@ async fn a_known_form_is_filled_with_the_likeliest_allowed_tokens() {
         let done = done.unwrap();
         assert_eq!(done.tokens, wanted[prompt.len()..], "{model}");
         assert_eq!(done.finish, FinishReason::Stop);
-        assert_eq!(engine.stats().output_tokens - before.output_tokens, 3 + 5 * 12, "one pass a choice");
+        assert_eq!(engine.stats().output_tokens - before.output_tokens, 5 + 5 * 12, "one pass a choice");
         let sampled = Request { sampling: Sampling { temperature: 2.0, top_p: 1.0, top_k: 0 }, ..request };
         for seed in 0..8 {
             let done = engine.generate(Request { seed, ..sampled.clone() }).await.unwrap().tokens;
-            assert!([10, 20, 30].contains(&done[2]) && [11, 21].contains(&done[4]) && done[6..] == [8, 9], "{done:?}");
+            assert!(
+                [10, 20, 30].contains(&done[2]) && [11, 21].contains(&done[4]) && done[6..] == [8, 9, 22, 12],
+                "{done:?}"
+            );
         }
     }
 }

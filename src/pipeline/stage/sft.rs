@@ -31,6 +31,9 @@ pub struct Config {
     /// only goes through `copy_warmup`.
     #[serde(default)]
     pub pairs: Option<String>,
+    /// Completions mark spans with U+E0F0 and U+E0F1 that the model reads but does not learn, as `edit_example` writes them.
+    #[serde(default)]
+    pub given: bool,
     /// Table of pairs that are never trained on; `held_out_loss` and `held_out_accuracy` are measured on it.
     #[serde(default)]
     pub held_out: Option<String>,

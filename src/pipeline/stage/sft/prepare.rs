@@ -7,12 +7,13 @@ use crate::{
     storage::manifest::Rows,
     text::{
         chat::ChatTemplate,
+        edits,
         prompt::Prompt,
         request,
         tokenizer::{Special, Tokenizer},
     },
     train::{
-        batch::{Grouping, Pair},
+        batch::{GIVEN, Grouping, Pair},
         copy_task::Frame,
         optim::AdamWOptions,
         schedule::Schedule,
@@ -97,7 +98,8 @@ pub(super) async fn prepare(config: &Config, cx: &StageContext) -> anyhow::Resul
         model.max_positions
     );
     let prompt = config.prompt.as_deref().map(read_prompt).transpose()?;
-    let encoder = Encoder::new(tokenizer, &tokenizer_dir, &model, prompt.as_deref(), config.max_length)?;
+    let encoder =
+        Encoder::new(tokenizer, &tokenizer_dir, &model, prompt.as_deref(), (config.max_length, config.given))?;
     let (pairs, rows) = match &config.pairs {
         Some(table) => encoder.table(cx, table).await?,
         None => (Vec::new(), Rows::default()),
@@ -222,6 +224,8 @@ struct Encoder {
     request: request::Frame,
     end: u32,
     max_length: usize,
+    /// Whether completions mark what is given in them.
+    given: bool,
 }
 
 impl Encoder {
@@ -230,7 +234,7 @@ impl Encoder {
         dir: &Path,
         model: &DecoderConfig,
         prompt: Option<&str>,
-        max_length: usize,
+        (max_length, given): (usize, bool),
     ) -> anyhow::Result<Self> {
         let prompt = match prompt {
             Some(source) => Prompt::parse(source)?,
@@ -238,7 +242,7 @@ impl Encoder {
         };
         let Some(&end) = model.eos.first() else { bail!("the model's config.json names no eos_token_id") };
         let request = request::Frame::new(&tokenizer, ChatTemplate::from_dir(dir)?.as_ref(), &prompt)?;
-        Ok(Self { tokenizer, request, end, max_length })
+        Ok(Self { tokenizer, request, end, max_length, given })
     }
 
     /// Reads a table of pairs. Rows with a NULL, and those longer than the limit, are dropped and counted.
@@ -261,9 +265,26 @@ impl Encoder {
 
     fn pair(&self, prompt: &str, completion: &str) -> anyhow::Result<Pair> {
         let tokens = self.request.request(prompt, usize::MAX)?.tokens;
-        let mut answer = self.tokenizer.encode(completion, Special::Plain)?;
+        let mut answer =
+            if self.given { self.spans(completion)? } else { self.tokenizer.encode(completion, Special::Plain)? };
         answer.push(self.end);
         Ok(Pair { prompt: tokens, answer })
+    }
+
+    /// A completion with marked spans: each span is tokenised on its own, as it will be when the model is used.
+    fn spans(&self, completion: &str) -> anyhow::Result<Vec<u32>> {
+        let [open, close] = edits::GIVEN;
+        let mut ids = Vec::new();
+        for (i, part) in completion.split(open).enumerate() {
+            let (given, learnt) = match part.split_once(close) {
+                Some(parts) => parts,
+                None if i == 0 => ("", part),
+                None => bail!("a completion opens a given span (U+E0F0) and does not close it (U+E0F1)"),
+            };
+            ids.extend(self.tokenizer.encode(given, Special::Plain)?.into_iter().map(|id| id | GIVEN));
+            ids.extend(self.tokenizer.encode(learnt, Special::Plain)?);
+        }
+        Ok(ids)
     }
 
     fn frame(&self) -> anyhow::Result<Frame> {
