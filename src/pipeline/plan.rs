@@ -8,7 +8,7 @@ use super::{
     spec::{Located, Spec, StageSpec, Yields},
     sqlscan::{self, Scan},
     stage::{
-        StageConfig, fasttext,
+        StageConfig, evaluate, fasttext,
         ingest::{self, Paths, SourceSpec},
         sft,
         sql::{self, InputTable, Query},
@@ -88,6 +88,8 @@ pub enum Work {
     Tokenizer(tokenizer::Config),
     /// Trains a fastText classifier.
     Fasttext(fasttext::Config),
+    /// Scores a model on the tasks.
+    Evaluate(evaluate::Config),
 }
 
 /// Which argument of a function names a model, and the model without it.
@@ -212,7 +214,8 @@ impl Builder<'_> {
     }
 
     fn maker(&self, name: &str, yields: Yields) -> Option<usize> {
-        self.spec.stages.iter().position(|s| s.name.value == name && s.yields == yields)
+        let side = |s: &StageSpec| yields == Yields::Table && s.side_tables().iter().any(|table| table == name);
+        self.spec.stages.iter().position(|s| s.name.value == name && s.yields == yields || side(s))
     }
 
     /// Where the model of a stage will be; a fastText classifier is a file in its directory.
@@ -412,7 +415,8 @@ impl Builder<'_> {
             return;
         }
         let made = self.spec.stages.iter().filter(|s| s.yields == Yields::Table).map(|s| &s.name.value);
-        let all: Vec<&String> = made.chain(self.spec.tables.keys()).collect();
+        let side: Vec<String> = self.spec.stages.iter().flat_map(StageSpec::side_tables).collect();
+        let all: Vec<&String> = made.chain(&side).chain(self.spec.tables.keys()).collect();
         let elsewhere = format!("no table of that name is at {} either", self.location);
         self.problems.add(at, format!("no stage makes the table `{name}`{}; {elsewhere}", suggest(name, &all)));
     }
@@ -491,6 +495,7 @@ impl Builder<'_> {
             StageConfig::Sft(config) => Work::Sft(config),
             StageConfig::Tokenizer(config) => Work::Tokenizer(config),
             StageConfig::Fasttext(config) => Work::Fasttext(config),
+            StageConfig::Evaluate(config) => Work::Evaluate(config),
         })
     }
 

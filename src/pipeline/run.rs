@@ -6,7 +6,7 @@ use super::{
     key::{Known, StageKey, code_version, stage_key},
     plan::{Plan, Stage, Work},
     spec::Yields,
-    stage::{Progress, StageContext, fasttext, ingest, json, sft, sql, tokenizer},
+    stage::{Progress, StageContext, evaluate, fasttext, ingest, json, sft, sql, tokenizer},
 };
 use crate::{
     storage::{
@@ -177,7 +177,7 @@ pub async fn schedule(plan: &Plan, models: &Models, selection: &Selection) -> Re
         let former = made(plan, stage).await?;
         if only.is_some_and(|only| only != i) {
             if let Some(manifest) = &former {
-                known.insert(stage.name.clone(), manifest.key().to_owned());
+                know(&mut known, stage, manifest.key());
                 kept.insert(stage.name.clone(), manifest.rows().kept);
             }
             continue;
@@ -193,7 +193,7 @@ pub async fn schedule(plan: &Plan, models: &Models, selection: &Selection) -> Re
             Some(manifest) if manifest.key() == key.key => Action::Skip,
             Some(manifest) => Action::Run(changed(stage, manifest, &key)),
         };
-        known.insert(stage.name.clone(), key.key.clone());
+        know(&mut known, stage, &key.key);
         let rows_in = stage.tables.first().and_then(|name| kept.get(name).copied());
         if let (Action::Skip, Some(manifest)) = (&action, &former) {
             kept.insert(stage.name.clone(), manifest.rows().kept);
@@ -201,6 +201,12 @@ pub async fn schedule(plan: &Plan, models: &Models, selection: &Selection) -> Re
         scheduled.push(Scheduled { stage: i, key, action, former, rows_in });
     }
     Ok(scheduled)
+}
+
+/// The tables beside a stage's output have its key.
+fn know(known: &mut Known, stage: &Stage, key: &str) {
+    let names = stage.config.side_tables(&stage.name).into_iter().chain([stage.name.clone()]);
+    known.extend(names.map(|name| (name, key.to_owned())));
 }
 
 /// For `--only`: what the stage reads has to be there.
@@ -310,8 +316,11 @@ async fn clear_forced(plan: &Plan, schedule: &[Scheduled]) -> Result<()> {
     Ok(())
 }
 
-/// Removes an output, the manifest first.
+/// Removes an output, the manifest first, and the tables beside it.
 async fn clear(plan: &Plan, stage: &Stage) -> Result<()> {
+    for table in stage.config.side_tables(&stage.name) {
+        TableCommit::remove(&plan.location, &table).await?;
+    }
     if stage.yields == Yields::Table {
         return TableCommit::remove(&plan.location, &stage.name).await;
     }
@@ -352,5 +361,6 @@ async fn run_stage(
         Work::Sft(config) => Made::Model(sft::run(config, &cx).await?),
         Work::Tokenizer(config) => Made::Model(tokenizer::run(config, &cx).await?),
         Work::Fasttext(config) => Made::Model(fasttext::run(config, &cx).await?),
+        Work::Evaluate(config) => Made::Table(evaluate::run(config, &cx).await?),
     })
 }

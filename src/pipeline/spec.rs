@@ -3,7 +3,7 @@
 
 use super::{
     stage::{
-        StageConfig, fasttext,
+        StageConfig, evaluate, fasttext,
         ingest::{self, SourceSpec},
         sft, sql, tokenizer,
     },
@@ -76,10 +76,17 @@ pub struct StageSpec {
     pub node: Node,
 }
 
+impl StageSpec {
+    /// Tables that it makes besides what it yields.
+    pub fn side_tables(&self) -> Vec<String> {
+        self.config.as_ref().map(|config| config.side_tables(&self.name.value)).unwrap_or_default()
+    }
+}
+
 const TOP: &[&str] = &["name", "location", "seed", "params", "models", "sources", "tables", "stages"];
 /// Names of params that would be taken for something else.
 const RESERVED_PARAMS: &[&str] = TOP;
-const TABLE_KINDS: &[&str] = &["ingest", "sql"];
+const TABLE_KINDS: &[&str] = &["ingest", "sql", "evaluate"];
 const MODEL_KINDS: &[&str] = &["sft", "tokenizer", "fasttext"];
 /// Directories beside the tables.
 const RESERVED_TABLES: &[&str] = &["failed", "models"];
@@ -372,7 +379,7 @@ fn stages(tree: &Node, problems: &mut Problems) -> Vec<StageSpec> {
     let mut stages: Vec<StageSpec> = Vec::new();
     for item in items {
         let Some(stage) = stage(item, problems) else { continue };
-        if let Some(other) = stages.iter().find(|s| s.name.value == stage.name.value) {
+        if let Some(other) = stages.iter().find(|s| clash(s, &stage)) {
             let line = other.name.at.line;
             let message =
                 format!("`{}` is already made by the stage in line {line}; choose another name", stage.name.value);
@@ -381,6 +388,11 @@ fn stages(tree: &Node, problems: &mut Problems) -> Vec<StageSpec> {
         stages.push(stage);
     }
     stages
+}
+
+/// Whether two stages write to one name. A table and a model of one name would be one word in SQL.
+fn clash(a: &StageSpec, b: &StageSpec) -> bool {
+    a.name.value == b.name.value || a.side_tables().contains(&b.name.value) || b.side_tables().contains(&a.name.value)
 }
 
 fn stage(item: &Node, problems: &mut Problems) -> Option<StageSpec> {
@@ -474,6 +486,7 @@ fn config_of(entry: &Entry, problems: &mut Problems) -> Option<StageConfig> {
         }
         "sft" => decode::<sft::Config>(&node, problems).map(|config| StageConfig::Sft(Box::new(config))),
         "tokenizer" => decode::<tokenizer::Config>(&node, problems).map(StageConfig::Tokenizer),
+        "evaluate" => decode::<evaluate::Config>(&node, problems).map(StageConfig::Evaluate),
         _ => decode::<fasttext::Config>(&node, problems).map(StageConfig::Fasttext),
     }
 }

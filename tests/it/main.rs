@@ -3,6 +3,7 @@
 
 mod cli;
 mod engine;
+mod evaluate;
 mod hub;
 mod ingest;
 mod kill;

@@ -89,7 +89,7 @@ fn stages_that_are_no_stages() {
         &[
             "p.yaml:4:5: the stage has no name; add `table: NAME` or `model: NAME`",
             "p.yaml:6:5: a stage yields one thing: give `table` or `model`, not both",
-            "p.yaml:8:12: nothing says how to make `c`; add one of `ingest`, `sql`",
+            "p.yaml:8:12: nothing says how to make `c`; add one of `ingest`, `sql`, `evaluate`",
             "p.yaml:9:12: `d` has `ingest`, `sql`; a stage does one thing, split it",
             "p.yaml:13:5: `tokenizer` yields a model; write `model: e`",
             "p.yaml:15:5: `sql` yields a table; write `table: f`",

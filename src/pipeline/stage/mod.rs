@@ -1,6 +1,7 @@
 //! One file per stage: its config (every field documented: the fields are the manual), and its run.
 //!
-//! A stage yields a table at `<location>/<table>/` or a model at `<location>/models/<name>/`.
+//! A stage yields a table at `<location>/<table>/` or a model at `<location>/models/<name>/`; some make further tables beside it
+//! ([`StageConfig::side_tables`]).
 
 use crate::{
     storage::{
@@ -19,6 +20,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 pub mod artifact;
+pub mod evaluate;
 pub mod fasttext;
 pub mod ingest;
 pub mod sft;
@@ -39,6 +41,8 @@ pub enum StageConfig {
     Tokenizer(tokenizer::Config),
     /// `fasttext`: labelled texts to a classifier.
     Fasttext(fasttext::Config),
+    /// `evaluate`: a model to its scores.
+    Evaluate(evaluate::Config),
 }
 
 impl StageConfig {
@@ -50,13 +54,19 @@ impl StageConfig {
             Self::Sft(_) => "sft",
             Self::Tokenizer(_) => "tokenizer",
             Self::Fasttext(_) => "fasttext",
+            Self::Evaluate(_) => "evaluate",
         }
     }
     /// Version of the code behind the stage. Raise it when the same input gives other output than before: finished tables are
     /// then made again.
     pub fn code_version(&self) -> u32 {
         match self {
-            Self::Ingest(_) | Self::Sql(_) | Self::Sft(_) | Self::Tokenizer(_) | Self::Fasttext(_) => 1,
+            Self::Ingest(_)
+            | Self::Sql(_)
+            | Self::Sft(_)
+            | Self::Tokenizer(_)
+            | Self::Fasttext(_)
+            | Self::Evaluate(_) => 1,
         }
     }
     /// Tables that the settings name (those of a query are in its text).
@@ -66,34 +76,59 @@ impl StageConfig {
             Self::Sft(config) => config.tables(),
             Self::Tokenizer(config) => config.tables(),
             Self::Fasttext(config) => config.tables(),
+            Self::Evaluate(config) => config.tables(),
+        }
+    }
+    /// Tables that a stage of this name makes besides what it yields. They are finished when the stage is, under the same key; other
+    /// stages read them by name.
+    pub fn side_tables(&self, name: &str) -> Vec<String> {
+        match self {
+            Self::Evaluate(_) => vec![evaluate::items_table(name)],
+            _ => Vec::new(),
         }
     }
     /// Models that the settings name; a trainer may name a path instead.
     pub fn models(&self) -> Vec<&str> {
         match self {
             Self::Sft(config) => config.models(),
-            Self::Ingest(_) | Self::Sql(_) | Self::Tokenizer(_) | Self::Fasttext(_) => Vec::new(),
+            Self::Evaluate(config) => config.models(),
+            _ => Vec::new(),
         }
     }
     /// Text files whose content the stage takes up.
     pub fn files(&self) -> Vec<&Path> {
         match self {
             Self::Sft(config) => config.prompt.iter().map(PathBuf::as_path).collect(),
-            Self::Ingest(_) | Self::Sql(_) | Self::Tokenizer(_) | Self::Fasttext(_) => Vec::new(),
+            _ => Vec::new(),
+        }
+    }
+    /// Directories whose files the stage reads.
+    pub fn directories(&self) -> Vec<&str> {
+        match self {
+            Self::Evaluate(config) => config.tasks.as_deref().into_iter().collect(),
+            _ => Vec::new(),
         }
     }
     /// Replaces the paths in the settings; `model` tells whether a name is a model's and not a path.
     pub fn resolve(&mut self, model: impl Fn(&str) -> bool, path: impl Fn(&str) -> String) {
-        let Self::Sft(config) = self else { return };
-        let name = match &mut config.init {
-            sft::Init::Existing(name) => name,
-            sft::Init::New(new) => &mut new.tokenizer,
+        let name = match self {
+            Self::Sft(config) => {
+                if let Some(prompt) = &mut config.prompt {
+                    *prompt = PathBuf::from(path(&prompt.to_string_lossy()));
+                }
+                match &mut config.init {
+                    sft::Init::Existing(name) => name,
+                    sft::Init::New(new) => &mut new.tokenizer,
+                }
+            }
+            Self::Evaluate(config) => {
+                config.tasks = config.tasks.as_deref().map(&path);
+                &mut config.model
+            }
+            _ => return,
         };
         if !model(name) {
             *name = path(name);
-        }
-        if let Some(prompt) = &mut config.prompt {
-            *prompt = PathBuf::from(path(&prompt.to_string_lossy()));
         }
     }
 }
