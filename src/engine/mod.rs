@@ -6,7 +6,7 @@
 
 pub mod backend;
 pub mod cpu;
-mod memory;
+pub mod memory;
 mod pages;
 mod sampling;
 mod scheduler;
