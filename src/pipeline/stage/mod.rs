@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 pub mod artifact;
 pub mod fasttext;
 pub mod ingest;
+pub mod pretrain;
 pub mod sft;
 pub mod sql;
 pub mod tokenizer;
@@ -33,6 +34,8 @@ pub enum StageConfig {
     Ingest(ingest::Config),
     /// `sql`: a query to a table.
     Sql(sql::Config),
+    /// `pretrain`: contexts to a new model.
+    Pretrain(Box<pretrain::Config>),
     /// `sft`: pairs to a fine-tuned model.
     Sft(Box<sft::Config>),
     /// `tokenizer`: texts to a tokenizer.
@@ -47,6 +50,7 @@ impl StageConfig {
         match self {
             Self::Ingest(_) => "ingest",
             Self::Sql(_) => "sql",
+            Self::Pretrain(_) => "pretrain",
             Self::Sft(_) => "sft",
             Self::Tokenizer(_) => "tokenizer",
             Self::Fasttext(_) => "fasttext",
@@ -56,13 +60,19 @@ impl StageConfig {
     /// then made again.
     pub fn code_version(&self) -> u32 {
         match self {
-            Self::Ingest(_) | Self::Sql(_) | Self::Sft(_) | Self::Tokenizer(_) | Self::Fasttext(_) => 1,
+            Self::Ingest(_)
+            | Self::Sql(_)
+            | Self::Pretrain(_)
+            | Self::Sft(_)
+            | Self::Tokenizer(_)
+            | Self::Fasttext(_) => 1,
         }
     }
     /// Tables that the settings name (those of a query are in its text).
     pub fn tables(&self) -> Vec<&str> {
         match self {
             Self::Ingest(_) | Self::Sql(_) => Vec::new(),
+            Self::Pretrain(config) => config.tables(),
             Self::Sft(config) => config.tables(),
             Self::Tokenizer(config) => config.tables(),
             Self::Fasttext(config) => config.tables(),
@@ -71,6 +81,7 @@ impl StageConfig {
     /// Models that the settings name; a trainer may name a path instead.
     pub fn models(&self) -> Vec<&str> {
         match self {
+            Self::Pretrain(config) => config.models(),
             Self::Sft(config) => config.models(),
             Self::Ingest(_) | Self::Sql(_) | Self::Tokenizer(_) | Self::Fasttext(_) => Vec::new(),
         }
@@ -79,11 +90,17 @@ impl StageConfig {
     pub fn files(&self) -> Vec<&Path> {
         match self {
             Self::Sft(config) => config.prompt.iter().map(PathBuf::as_path).collect(),
-            Self::Ingest(_) | Self::Sql(_) | Self::Tokenizer(_) | Self::Fasttext(_) => Vec::new(),
+            Self::Ingest(_) | Self::Sql(_) | Self::Pretrain(_) | Self::Tokenizer(_) | Self::Fasttext(_) => Vec::new(),
         }
     }
     /// Replaces the paths in the settings; `model` tells whether a name is a model's and not a path.
     pub fn resolve(&mut self, model: impl Fn(&str) -> bool, path: impl Fn(&str) -> String) {
+        if let Self::Pretrain(config) = self
+            && let Some(name) = &mut config.tokenizer
+            && !model(name)
+        {
+            *name = path(name);
+        }
         let Self::Sft(config) = self else { return };
         let name = match &mut config.init {
             sft::Init::Existing(name) => name,
