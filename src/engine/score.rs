@@ -5,7 +5,10 @@
 //! token, so that every other token is scored once, seeing what stands before it in its window. Windows of like length share a
 //! pass; logits exist for [`CHUNK`] positions at a time.
 
-use super::{EngineOptions, Precision, cpu::isa::{Bf16, Isa}};
+use super::{
+    EngineOptions, Precision,
+    cpu::isa::{Bf16, Isa},
+};
 use crate::models::causal::CausalModel;
 use anyhow::{Context, ensure};
 use std::{path::Path, sync::mpsc};
@@ -201,7 +204,8 @@ mod tests {
                 let n = prompt.size()[0] - 1;
                 assert_eq!(exact[i].tokens, n as u64);
                 let log_p = golden[&format!("logits.{i}")].log_softmax(-1, Kind::Double).narrow(0, 0, n);
-                let nll = -log_p.gather(1, &prompt.narrow(0, 1, n).unsqueeze(1), false).sum(Kind::Double).double_value(&[]);
+                let nll =
+                    -log_p.gather(1, &prompt.narrow(0, 1, n).unsqueeze(1), false).sum(Kind::Double).double_value(&[]);
                 assert!((exact[i].nll - nll).abs() <= 1e-4 * nll, "{model} {i}: {} is not {nll}", exact[i].nll);
                 assert!((near[i].nll - nll).abs() <= 0.05 * nll, "{model} {i}: {} is far from {nll}", near[i].nll);
             }

@@ -2,12 +2,7 @@
 //! the full width, rotary positions, a SwiGLU layer, an output matrix of its own, no biases. Facts: reference section 7.1.
 //! Whole sequences only. Parameter names are open_lm's.
 
-use super::{
-    decoder::RopeTables,
-    random::truncated_normal,
-    rope,
-    weights::Weights,
-};
+use super::{decoder::RopeTables, random::truncated_normal, rope, weights::Weights};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use std::path::Path;

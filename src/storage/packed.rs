@@ -178,7 +178,9 @@ impl Packed {
     /// The ids of all rows, one after another; checks that every row holds a whole context.
     fn contexts_of(&self, column: &ArrayRef) -> anyhow::Result<UInt32Array> {
         let (values, even) = match column.data_type() {
-            DataType::FixedSizeList(_, n) => (column.as_fixed_size_list().values().clone(), *n as usize == self.context),
+            DataType::FixedSizeList(_, n) => {
+                (column.as_fixed_size_list().values().clone(), *n as usize == self.context)
+            }
             DataType::List(_) => {
                 let list = column.as_list::<i32>();
                 let (first, last) = (list.offsets()[0], list.offsets()[list.len()]);

@@ -276,19 +276,18 @@ impl Pretrainer {
     fn check_ids(&self, batch: &Contexts) -> anyhow::Result<()> {
         let vocab = self.model.config().vocab_size();
         if let Some(id) = batch.ids.iter().find(|&&id| id as usize >= vocab) {
-            bail!("the pack holds the token id {id}, the model's vocabulary ends at {}; \
-                   the pack was made with another tokenizer, or `vocabulary` is too small", vocab - 1);
+            bail!(
+                "the pack holds the token id {id}, the model's vocabulary ends at {}; \
+                   the pack was made with another tokenizer, or `vocabulary` is too small",
+                vocab - 1
+            );
         }
         Ok(())
     }
 }
 
 fn sums_of(loss: &loss::AnswerLoss) -> Sums {
-    Sums {
-        loss: loss.sum.double_value(&[]),
-        z: loss.z_sum.double_value(&[]),
-        correct: loss.correct.int64_value(&[]),
-    }
+    Sums { loss: loss.sum.double_value(&[]), z: loss.z_sum.double_value(&[]), correct: loss.correct.int64_value(&[]) }
 }
 
 /// A run with nothing left open.

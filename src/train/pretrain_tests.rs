@@ -84,9 +84,14 @@ fn twenty_steps_as_pytorch() {
             let rate = schedule.rate(step as u64);
             assert!((rate - golden.values["rates"].double_value(&[step])).abs() < 1e-12);
             let report = trainer.step(&golden.batches(step as usize, 2), rate).unwrap();
-            let (loss, norm) = (golden.values["losses"].double_value(&[step]), golden.values["norms"].double_value(&[step]));
+            let (loss, norm) =
+                (golden.values["losses"].double_value(&[step]), golden.values["norms"].double_value(&[step]));
             assert!((report.loss - loss).abs() < 1e-4, "step {step}: loss {} is not {loss}", report.loss);
-            assert!((report.grad_norm / norm - 1.0).abs() < 1e-3, "step {step}: norm {} is not {norm}", report.grad_norm);
+            assert!(
+                (report.grad_norm / norm - 1.0).abs() < 1e-3,
+                "step {step}: norm {} is not {norm}",
+                report.grad_norm
+            );
         }
         for (name, part) in &trainer.parameters.weights(Kind::Float).tensors {
             let far = (part - &golden.values[&format!("after.{name}")]).abs().max().double_value(&[]);
@@ -104,7 +109,8 @@ fn bf16_is_near() {
     for backward in [Backward::Autograd, Backward::Recompute, Backward::Auto] {
         let (sums, grad) = trainer(backward, Kind::BFloat16).gradient(&golden.batches(0, 2), terms);
         assert!((sums.loss / 52.0 - golden.values["loss"].double_value(&[0])).abs() < 0.05);
-        let cosine = grad.dot(&exact).double_value(&[]) / (grad.norm().double_value(&[]) * exact.norm().double_value(&[]));
+        let cosine =
+            grad.dot(&exact).double_value(&[]) / (grad.norm().double_value(&[]) * exact.norm().double_value(&[]));
         assert!(cosine > 0.999, "{backward:?}: cosine {cosine}");
     }
 }

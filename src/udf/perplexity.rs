@@ -8,7 +8,7 @@
 use super::{CallOutput, ModelFunction, models::Models, rephrase::external};
 use crate::text::tokenizer::Special;
 use arrow::{
-    array::{ArrayRef, AsArray, Float64Array},
+    array::{Array, ArrayRef, AsArray, Float64Array},
     datatypes::DataType,
 };
 use datafusion::error::Result;

@@ -121,10 +121,10 @@ async fn a_model_that_learns_and_that_transformers_loads() {
     assert!(manifest.figures["held_out_loss"] < 3.0, "{:?} after a start at ln 64 = 4.2", manifest.figures);
     let directory = home.path().join("models/base");
     let files: Vec<&str> = manifest.files.iter().map(|f| f.path.as_str()).collect();
-    let expected = ["config.json", "generation_config.json", "metrics.parquet", "model.safetensors", "modeling_openlm.py"];
+    let expected =
+        ["config.json", "generation_config.json", "metrics.parquet", "model.safetensors", "modeling_openlm.py"];
     assert_eq!(files, expected);
-    let model_config: Value =
-        serde_json::from_slice(&std::fs::read(directory.join("config.json")).unwrap()).unwrap();
+    let model_config: Value = serde_json::from_slice(&std::fs::read(directory.join("config.json")).unwrap()).unwrap();
     // 50 ids rounded up to 64; 17 tokens make 16 positions
     assert_eq!((&model_config["vocab_size"], &model_config["max_position_embeddings"]), (&json!(64), &json!(16)));
     assert_eq!(model_config["eos_token_id"], 0);

@@ -193,7 +193,9 @@ fn refuse_variants(json: &Map<String, Value>) -> anyhow::Result<()> {
         ensure!(found == wanted, "`{key}`: {found} is not supported for OpenLM; supported: {wanted}");
     }
     if !json.contains_key("hidden_size") && (json.contains_key("hidden_dim") || json.contains_key("params_args_dict")) {
-        bail!("this is a config of open_lm itself; it has to be exported with `hidden_size`, `num_hidden_layers`, … first");
+        bail!(
+            "this is a config of open_lm itself; it has to be exported with `hidden_size`, `num_hidden_layers`, … first"
+        );
     }
     Ok(())
 }

@@ -202,7 +202,8 @@ impl Head {
             unsafe {
                 let about = |r: usize| {
                     let at = from + r;
-                    let delta = dot(g.d_out.at.add(at * g.d_out.stride), self.out.at.add(at * self.out.stride), self.dim);
+                    let delta =
+                        dot(g.d_out.at.add(at * g.d_out.stride), self.out.at.add(at * self.out.stride), self.dim);
                     (_mm512_set1_ps(*self.lse.add(at)), _mm512_set1_ps(delta))
                 };
                 let both = r + 1 < count;

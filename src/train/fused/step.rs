@@ -127,7 +127,9 @@ impl Pass<'_> {
         let to = Shared(floats(&self.model.grad));
         split(self.model.threads, weight.numel() as usize / LANES, |_, range| {
             // SAFETY: both hold the parameter's elements, whose number is a multiple of 16; ranges do not overlap.
-            unsafe { widen(from.at(range.start * LANES), to.at(weight.at as usize + range.start * LANES), range.len(), into) }
+            unsafe {
+                widen(from.at(range.start * LANES), to.at(weight.at as usize + range.start * LANES), range.len(), into)
+            }
         });
     }
 
@@ -358,7 +360,8 @@ impl Pass<'_> {
             let head = pass.head_rows(layer, number);
             let (b, width) = (&pass.b, pass.model.config.hidden);
             let offset = |from: *mut u16, base: &Tensor| (from as usize - halves(base) as usize) / 2;
-            let like_q = |t: &Tensor| Rows { at: halves(t).wrapping_add(offset(head.q.at, &b.kept[layer].q)), stride: width };
+            let like_q =
+                |t: &Tensor| Rows { at: halves(t).wrapping_add(offset(head.q.at, &b.kept[layer].q)), stride: width };
             let v = offset(head.v.at, &b.kept[layer].qkv);
             let gradients = Gradients {
                 d_out: like_q(&b.d_mixed),

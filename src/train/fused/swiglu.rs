@@ -27,13 +27,7 @@ pub(super) unsafe fn forward(both: *const u16, out: *mut u16, ffn: usize, rows: 
 /// # Safety
 /// As [`forward`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-pub(super) unsafe fn backward(
-    d_out: *const u16,
-    both: *const u16,
-    d_both: *mut u16,
-    ffn: usize,
-    rows: Range<usize>,
-) {
+pub(super) unsafe fn backward(d_out: *const u16, both: *const u16, d_both: *mut u16, ffn: usize, rows: Range<usize>) {
     let one = _mm512_set1_ps(1.0);
     for row in rows {
         for i in (0..ffn).step_by(LANES) {

@@ -61,12 +61,7 @@ pub(super) async fn prepare(config: &Config, cx: &StageContext) -> anyhow::Resul
         held_out,
         model,
         compute,
-        adamw: AdamWOptions {
-            beta1: config.beta1,
-            beta2: config.beta2,
-            eps: 1e-8,
-            weight_decay: config.weight_decay,
-        },
+        adamw: AdamWOptions { beta1: config.beta1, beta2: config.beta2, eps: 1e-8, weight_decay: config.weight_decay },
         recipe: Recipe {
             clip: config.gradient_clip,
             z_loss: config.z_loss,
@@ -106,7 +101,10 @@ fn check(config: &Config) -> anyhow::Result<()> {
         && let Some(Size { kv_heads, head_dim, tied_embeddings, .. }) = &config.size
     {
         let other = kv_heads.is_some() || head_dim.is_some() || *tied_embeddings;
-        ensure!(!other, "`kv_heads`, `head_dim` and `tied_embeddings` are for llama and qwen3; openlm has none of them");
+        ensure!(
+            !other,
+            "`kv_heads`, `head_dim` and `tied_embeddings` are for llama and qwen3; openlm has none of them"
+        );
     }
     Ok(())
 }
@@ -171,7 +169,9 @@ fn model(config: &Config, packed: &Packed) -> anyhow::Result<CausalConfig> {
         (Some(given), _, _) => given,
         (None, Some(preset), _) => preset.vocab_size,
         (None, None, Some(ids)) => ids.div_ceil(64) * 64,
-        (None, None, None) => bail!("the table `{}` does not say how many token ids there are; give `vocabulary`", config.packed),
+        (None, None, None) => {
+            bail!("the table `{}` does not say how many token ids there are; give `vocabulary`", config.packed)
+        }
     };
     if let Some(ids) = ids {
         ensure!(
