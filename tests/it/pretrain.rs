@@ -130,7 +130,7 @@ async fn a_model_that_learns_and_that_transformers_loads() {
     assert_eq!(model_config["eos_token_id"], 0);
     assert_eq!(std::fs::read_dir(home.path().join("_checkpoints/base")).unwrap().count(), 0);
     let again: ModelManifest = pretrain::run(&config(&[]), &cx).await.unwrap();
-    assert_eq!(again.cost.wall_seconds, manifest.cost.wall_seconds);
+    assert!((again.cost.wall_seconds - manifest.cost.wall_seconds).abs() < 1e-9, "the finished model is taken as it is");
     transformers_agrees(&directory);
 }
 
@@ -181,24 +181,23 @@ async fn an_interrupted_run_continues_to_the_same_weights() {
     let home = tempfile::tempdir().unwrap();
     let location = local(home.path());
     prepared(&location).await;
-    for changes in [vec![], vec![("gradient_checkpointing", json!(true)), ("architecture", json!("qwen3"))]] {
-        let whole = context(&location, "whole");
-        pretrain::run(&config(&changes), &StageContext { key: format!("{changes:?}"), ..whole.clone() }).await.unwrap();
+    let other = vec![("gradient_checkpointing", json!(true)), ("architecture", json!("qwen3"))];
+    for (whole, stopped, changes) in [("whole", "stopped", vec![]), ("whole_qwen", "stopped_qwen", other)] {
+        pretrain::run(&config(&changes), &context(&location, whole)).await.unwrap();
         for at in [2, 11, 9] {
-            let mut cx = context(&location, "stopped");
-            cx.key = format!("{changes:?}");
+            let mut cx = context(&location, stopped);
             cx.progress = Arc::new(CancelAt { steps: AtomicU64::new(0), at, cancel: cx.cancel.clone() });
             let error = pretrain::run(&config(&changes), &cx).await.unwrap_err().to_string();
             assert!(error.contains("interrupted after step") && error.contains("same command"), "{error}");
-            assert_eq!(std::fs::read_dir(home.path().join("_checkpoints/stopped")).unwrap().count(), 1);
+            let checkpoints = home.path().join("_checkpoints").join(stopped);
+            assert_eq!(std::fs::read_dir(checkpoints).unwrap().count(), 1);
             // figures so far are there to be looked at, the model is not
-            assert!(home.path().join("models/stopped/metrics.parquet").exists());
-            assert!(!home.path().join("models/stopped/_manifest.json").exists());
+            let model = home.path().join("models").join(stopped);
+            assert!(model.join("metrics.parquet").exists() && !model.join("_manifest.json").exists());
         }
-        let cx = StageContext { key: format!("{changes:?}"), ..context(&location, "stopped") };
-        let manifest = pretrain::run(&config(&changes), &cx).await.unwrap();
+        let manifest = pretrain::run(&config(&changes), &context(&location, stopped)).await.unwrap();
         assert_eq!(manifest.figures["steps"], 24.0);
-        assert_eq!(weights(&location, "stopped").await, weights(&location, "whole").await);
+        assert_eq!(weights(&location, stopped).await, weights(&location, whole).await);
     }
 }
 
