@@ -4,6 +4,7 @@
 
 mod parts {
     pub mod generate;
+    pub mod pretrain;
 }
 
 /// What the command line asks for.
@@ -26,7 +27,7 @@ fn main() {
     };
     let names: Vec<&str> = arguments.iter().map(String::as_str).filter(|a| !a.starts_with("--")).collect();
     type Bench = fn(&Options) -> anyhow::Result<()>;
-    let all: [(&str, Bench); 1] = [("generate", parts::generate::run)];
+    let all: [(&str, Bench); 2] = [("generate", parts::generate::run), ("pretrain", parts::pretrain::run)];
     for (name, bench) in all {
         if names.is_empty() || names.contains(&name) {
             println!("{name}");

@@ -10,6 +10,7 @@ pub mod memory;
 mod pages;
 mod sampling;
 mod scheduler;
+pub mod score;
 mod sequence;
 mod start;
 

@@ -269,7 +269,7 @@ impl RopeScaling {
     }
 }
 
-fn read_object(path: &Path) -> anyhow::Result<Map<String, Value>> {
+pub(super) fn read_object(path: &Path) -> anyhow::Result<Map<String, Value>> {
     let bytes = std::fs::read(path).with_context(|| format!("{}: cannot read", path.display()))?;
     match serde_json::from_slice(&bytes).with_context(|| format!("{}: not valid JSON", path.display()))? {
         Value::Object(map) => Ok(map),
@@ -348,7 +348,7 @@ fn rope(json: &Map<String, Value>, max_positions: usize) -> anyhow::Result<(f64,
     Ok((theta, scaling))
 }
 
-fn size(json: &Map<String, Value>, key: &str) -> anyhow::Result<usize> {
+pub(super) fn size(json: &Map<String, Value>, key: &str) -> anyhow::Result<usize> {
     optional_size(json, key)?.with_context(|| format!("`{key}` is missing"))
 }
 
@@ -371,7 +371,7 @@ fn number(json: &Map<String, Value>, key: &str) -> anyhow::Result<Option<f64>> {
 }
 
 /// One id, a list of ids, or nothing.
-fn token_ids(json: &Map<String, Value>, key: &str) -> anyhow::Result<Vec<u32>> {
+pub(super) fn token_ids(json: &Map<String, Value>, key: &str) -> anyhow::Result<Vec<u32>> {
     let one = |v: &Value| {
         v.as_u64().and_then(|n| u32::try_from(n).ok()).with_context(|| format!("`{key}`: {v} is not a token id"))
     };

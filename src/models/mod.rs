@@ -1,7 +1,10 @@
 //! Model families: configuration, weights and the forward pass of each. Knows nothing of batching, text or SQL.
 
+pub mod causal;
 pub mod config;
 pub mod decoder;
 pub mod device;
+pub mod openlm;
+mod random;
 pub mod rope;
 pub mod weights;

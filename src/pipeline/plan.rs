@@ -10,7 +10,7 @@ use super::{
     stage::{
         StageConfig, evaluate, fasttext,
         ingest::{self, Paths, SourceSpec},
-        sft,
+        pretrain, sft,
         sql::{self, InputTable, Query},
         tokenizer,
     },
@@ -82,6 +82,8 @@ pub enum Work {
     },
     /// Runs a query.
     Sql(Query),
+    /// Pretrains a decoder on contexts.
+    Pretrain(Box<pretrain::Config>),
     /// Fine-tunes a decoder on pairs.
     Sft(Box<sft::Config>),
     /// Trains a tokenizer.
@@ -97,12 +99,13 @@ pub const MODEL_ARGUMENTS: &[(&str, usize, &str)] = &[
     ("rephrase", 1, "rephraser"),
     ("rephrase_detail", 1, "rephraser"),
     ("generate", 1, "rephraser"),
+    ("perplexity", 1, "base"),
     ("fasttext_score", 2, "hq"),
     ("fasttext_label", 1, "hq"),
     ("token_count", 1, "rephraser"),
 ];
 /// Functions that run a language model, row by row.
-pub const LANGUAGE_MODEL_FUNCTIONS: &[&str] = &["rephrase", "rephrase_detail", "generate"];
+pub const LANGUAGE_MODEL_FUNCTIONS: &[&str] = &["rephrase", "rephrase_detail", "generate", "perplexity"];
 
 impl Plan {
     /// Reads and checks a pipeline file.
@@ -492,6 +495,7 @@ impl Builder<'_> {
                 Work::Ingest { config, source: self.source(source.value.as_ref()?) }
             }
             StageConfig::Sql(config) => Work::Sql(self.query(scanned?, &config, external)),
+            StageConfig::Pretrain(config) => Work::Pretrain(config),
             StageConfig::Sft(config) => Work::Sft(config),
             StageConfig::Tokenizer(config) => Work::Tokenizer(config),
             StageConfig::Fasttext(config) => Work::Fasttext(config),

@@ -6,7 +6,7 @@ use super::{
     key::{Known, StageKey, code_version, stage_key},
     plan::{Plan, Stage, Work},
     spec::Yields,
-    stage::{Progress, StageContext, evaluate, fasttext, ingest, json, sft, sql, tokenizer},
+    stage::{Progress, StageContext, evaluate, fasttext, ingest, json, pretrain, sft, sql, tokenizer},
 };
 use crate::{
     storage::{
@@ -358,6 +358,7 @@ async fn run_stage(
     Ok(match &stage.work {
         Work::Ingest { config, source } => Made::Table(ingest::run(config, source, &cx).await?),
         Work::Sql(query) => Made::Table(sql::run(query, &cx).await?),
+        Work::Pretrain(config) => Made::Model(pretrain::run(config, &cx).await?),
         Work::Sft(config) => Made::Model(sft::run(config, &cx).await?),
         Work::Tokenizer(config) => Made::Model(tokenizer::run(config, &cx).await?),
         Work::Fasttext(config) => Made::Model(fasttext::run(config, &cx).await?),

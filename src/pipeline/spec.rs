@@ -5,7 +5,7 @@ use super::{
     stage::{
         StageConfig, evaluate, fasttext,
         ingest::{self, SourceSpec},
-        sft, sql, tokenizer,
+        pretrain, sft, sql, tokenizer,
     },
     yaml::{
         decode::decode,
@@ -87,7 +87,7 @@ const TOP: &[&str] = &["name", "location", "seed", "params", "models", "sources"
 /// Names of params that would be taken for something else.
 const RESERVED_PARAMS: &[&str] = TOP;
 const TABLE_KINDS: &[&str] = &["ingest", "sql", "evaluate"];
-const MODEL_KINDS: &[&str] = &["sft", "tokenizer", "fasttext"];
+const MODEL_KINDS: &[&str] = &["pretrain", "sft", "tokenizer", "fasttext"];
 /// Directories beside the tables.
 const RESERVED_TABLES: &[&str] = &["failed", "models"];
 
@@ -483,6 +483,9 @@ fn config_of(entry: &Entry, problems: &mut Problems) -> Option<StageConfig> {
                 place("file", &mut node);
             }
             sql_config(&node, problems).map(StageConfig::Sql)
+        }
+        "pretrain" => {
+            decode::<pretrain::Config>(&node, problems).map(|config| StageConfig::Pretrain(Box::new(config)))
         }
         "sft" => decode::<sft::Config>(&node, problems).map(|config| StageConfig::Sft(Box::new(config))),
         "tokenizer" => decode::<tokenizer::Config>(&node, problems).map(StageConfig::Tokenizer),

@@ -4,24 +4,23 @@
 //! A checkpoint lives at `<location>/_checkpoints/<model>/<key>-<step>.safetensors`. A new one is complete before the one
 //! before it is removed. `key` is the stage's: a checkpoint made under other settings is never continued.
 
-use super::{
-    optim::{AdamW, FlatParameters},
-    sft::State,
-};
+use super::optim::{AdamW, FlatParameters};
 use crate::storage::location::Location;
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde::{Serialize, de::DeserializeOwned};
 use std::collections::HashMap;
 use tch::{Kind, Tensor};
 
 const FORMAT: &str = "repro-checkpoint-1";
 
-/// Everything that a run continues from, as bytes of a safetensors file.
+/// Everything that a run continues from, as bytes of a safetensors file. `state` is the trainer's own: whatever it needs beside
+/// masters and moments to go on as if nothing had happened.
 ///
 /// # Errors
 /// Only what serialisation reports.
-pub fn to_bytes(parameters: &FlatParameters, adamw: &AdamW, state: &State) -> anyhow::Result<Bytes> {
+pub fn to_bytes<S: Serialize>(parameters: &FlatParameters, adamw: &AdamW, state: &S) -> anyhow::Result<Bytes> {
     let buffers = [("first", &adamw.first), ("master", &parameters.master), ("second", &adamw.second)];
     let raw: Vec<(&str, Vec<u8>)> = buffers
         .iter()
@@ -49,12 +48,21 @@ pub fn to_bytes(parameters: &FlatParameters, adamw: &AdamW, state: &State) -> an
 ///
 /// # Errors
 /// The file is not a whole checkpoint, or it is one of a model with other parameters.
-pub fn restore(bytes: &[u8], what: &str, parameters: &mut FlatParameters, adamw: &mut AdamW) -> anyhow::Result<State> {
+pub fn restore<S: DeserializeOwned>(
+    bytes: &[u8],
+    what: &str,
+    parameters: &mut FlatParameters,
+    adamw: &mut AdamW,
+) -> anyhow::Result<S> {
     restore_inner(bytes, parameters, adamw)
         .with_context(|| format!("cannot continue from the checkpoint {what}; remove it to train from the start"))
 }
 
-fn restore_inner(bytes: &[u8], parameters: &mut FlatParameters, adamw: &mut AdamW) -> anyhow::Result<State> {
+fn restore_inner<S: DeserializeOwned>(
+    bytes: &[u8],
+    parameters: &mut FlatParameters,
+    adamw: &mut AdamW,
+) -> anyhow::Result<S> {
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
     let metadata = header.metadata().clone().unwrap_or_default();
     let field = |name: &str| metadata.get(name).with_context(|| format!("it holds no `{name}`"));

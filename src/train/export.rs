@@ -1,7 +1,8 @@
 //! A trained model as a Hugging Face directory: `config.json`, `generation_config.json`, `model.safetensors`, the tokenizer's files.
 //! Knows the layout; not where the directory goes.
 
-use super::{setup::Stored, sft::Trainer};
+use super::{optim::FlatParameters, setup::Stored, sft::Trainer};
+use crate::models::causal::CausalConfig;
 use anyhow::Context;
 use serde_json::json;
 use std::path::Path;
@@ -23,7 +24,21 @@ pub const TOKENIZER_FILES: [&str; 8] = [
 /// # Errors
 /// The directory cannot be written; the tokenizer's files cannot be read.
 pub fn write_model(dir: &Path, trainer: &Trainer, stored: Stored, tokenizer_dir: &Path) -> anyhow::Result<()> {
-    let config = trainer.config();
+    let config = CausalConfig::Decoder(trainer.config().clone());
+    write_causal(dir, &config, &trainer.parameters, stored, tokenizer_dir)
+}
+
+/// The same for any family, from its description and parameters.
+///
+/// # Errors
+/// As [`write_model`].
+pub fn write_causal(
+    dir: &Path,
+    config: &CausalConfig,
+    parameters: &FlatParameters,
+    stored: Stored,
+    tokenizer_dir: &Path,
+) -> anyhow::Result<()> {
     let dtype = match stored {
         Stored::Bf16 => "bfloat16",
         Stored::F32 => "float32",
@@ -31,12 +46,16 @@ pub fn write_model(dir: &Path, trainer: &Trainer, stored: Stored, tokenizer_dir:
     let mut model_config = config.to_json();
     model_config["torch_dtype"] = json!(dtype);
     write_json(&dir.join("config.json"), &model_config)?;
-    let eos = if config.eos.len() == 1 { json!(config.eos[0]) } else { json!(config.eos) };
+    let eos = if let [one] = config.eos() { json!(one) } else { json!(config.eos()) };
     write_json(
         &dir.join("generation_config.json"),
         &json!({"do_sample": false, "eos_token_id": eos, "pad_token_id": 0}),
     )?;
-    trainer.parameters.weights(stored.kind()).save(&dir.join("model.safetensors"))?;
+    parameters.weights(stored.kind()).save(&dir.join("model.safetensors"))?;
+    for (name, content) in config.extra_files() {
+        let path = dir.join(name);
+        std::fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     for name in TOKENIZER_FILES {
         let source = tokenizer_dir.join(name);
         if source.exists() {

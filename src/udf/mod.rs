@@ -18,6 +18,7 @@ pub mod length_ratio;
 pub mod lm;
 pub mod model_udf;
 pub mod models;
+pub mod perplexity;
 pub mod rephrase;
 pub mod rephrase_detail;
 pub mod structure_preserved;
@@ -60,7 +61,12 @@ pub struct CallOutput {
 
 /// All model functions, by name.
 pub fn model_functions() -> Vec<Arc<dyn ModelFunction>> {
-    vec![Arc::new(generate::Generate), Arc::new(rephrase::Rephrase), Arc::new(rephrase_detail::RephraseDetail)]
+    vec![
+        Arc::new(generate::Generate),
+        Arc::new(perplexity::Perplexity),
+        Arc::new(rephrase::Rephrase),
+        Arc::new(rephrase_detail::RephraseDetail),
+    ]
 }
 
 /// All plain functions.

@@ -9,6 +9,7 @@ mod ingest;
 mod kill;
 mod layers;
 mod operator;
+mod pretrain;
 mod recycle;
 mod s3;
 mod session;

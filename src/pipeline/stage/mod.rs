@@ -23,6 +23,7 @@ pub mod artifact;
 pub mod evaluate;
 pub mod fasttext;
 pub mod ingest;
+pub mod pretrain;
 pub mod sft;
 pub mod sql;
 pub mod tokenizer;
@@ -35,6 +36,8 @@ pub enum StageConfig {
     Ingest(ingest::Config),
     /// `sql`: a query to a table.
     Sql(sql::Config),
+    /// `pretrain`: contexts to a new model.
+    Pretrain(Box<pretrain::Config>),
     /// `sft`: pairs to a fine-tuned model.
     Sft(Box<sft::Config>),
     /// `tokenizer`: texts to a tokenizer.
@@ -51,6 +54,7 @@ impl StageConfig {
         match self {
             Self::Ingest(_) => "ingest",
             Self::Sql(_) => "sql",
+            Self::Pretrain(_) => "pretrain",
             Self::Sft(_) => "sft",
             Self::Tokenizer(_) => "tokenizer",
             Self::Fasttext(_) => "fasttext",
@@ -63,6 +67,7 @@ impl StageConfig {
         match self {
             Self::Ingest(_)
             | Self::Sql(_)
+            | Self::Pretrain(_)
             | Self::Sft(_)
             | Self::Tokenizer(_)
             | Self::Fasttext(_)
@@ -73,6 +78,7 @@ impl StageConfig {
     pub fn tables(&self) -> Vec<&str> {
         match self {
             Self::Ingest(_) | Self::Sql(_) => Vec::new(),
+            Self::Pretrain(config) => config.tables(),
             Self::Sft(config) => config.tables(),
             Self::Tokenizer(config) => config.tables(),
             Self::Fasttext(config) => config.tables(),
@@ -90,6 +96,7 @@ impl StageConfig {
     /// Models that the settings name; a trainer may name a path instead.
     pub fn models(&self) -> Vec<&str> {
         match self {
+            Self::Pretrain(config) => config.models(),
             Self::Sft(config) => config.models(),
             Self::Evaluate(config) => config.models(),
             _ => Vec::new(),
@@ -125,6 +132,10 @@ impl StageConfig {
                 config.tasks = config.tasks.as_deref().map(&path);
                 &mut config.model
             }
+            Self::Pretrain(config) => match &mut config.tokenizer {
+                Some(name) => name,
+                None => return,
+            },
             _ => return,
         };
         if !model(name) {
