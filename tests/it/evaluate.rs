@@ -263,7 +263,7 @@ async fn bad_settings_and_files_are_refused_before_anything_runs() {
     check(json!({ "tasks": null, "include": ["copa"] }), "give their directory in `tasks`").await;
     check(json!({ "tasks": bench.home.path() }), "holds no file of the tasks; expected are commonsense_reasoning/copa.jsonl").await;
     check(json!({ "held_out": "nowhere" }), "the table `nowhere` is not finished").await;
-    check(json!({ "model": bench.home.path() }), "config.json").await;
+    check(json!({ "model": bench.home.path() }), "no model.safetensors").await;
     let data = bench.data(&[
         ("copa.jsonl", b"{\"query\": \"q\", \"choices\": [\"a\", \"b\"], \"gold\": 7}\n"),
         ("world_knowledge/jeopardy_all.jsonl", b"{\"context\": \"q\", \"continuation\": \"a\"}\n"),

@@ -51,7 +51,7 @@ fn unknown_and_missing_keys() {
             "p.yaml:1:1: unknown key `nmae`; did you mean `name`?",
             "p.yaml:2:28: unknown key `formt`; did you mean `format`?",
             "p.yaml:5:28: unknown key `fragment_row`; did you mean `fragment_rows`?",
-            "p.yaml:6:5: unknown key `when`; known: `table`, `model`, `ingest`, `sql`, `sft`, `tokenizer`, `fasttext`",
+            "p.yaml:6:5: unknown key `when`; known: `table`, `model`, `ingest`, `sql`, `evaluate`, `pretrain`, `sft`, `tokenizer`, `fasttext`",
         ],
     );
     check("location: out\n", &["p.yaml:1:1: the key `stages` is missing; add the list of stages"]);
