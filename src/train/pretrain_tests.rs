@@ -1,5 +1,7 @@
 //! Against the PyTorch transcription of OpenLM (tests/golden/openlm.py): logits, loss, every gradient, twenty steps.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot unwrap should fail")]
+
 use super::*;
 use crate::models::{
     config::{Arch, DecoderConfig, RopeScaling},
