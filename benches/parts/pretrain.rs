@@ -36,7 +36,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     for (shape, [hidden, layers, heads, ffn, vocab_size]) in
         [("wide", [512, 6, 8, 1536, 8192]), ("vocab", [256, 6, 4, 768, 50_432])]
     {
-        for (method, backward) in [("hand", Backward::Auto), ("libtorch", Backward::Autograd)] {
+        for (method, backward) in [("hand", Backward::ByHand), ("libtorch", Backward::Autograd)] {
             let name = format!("{shape}-{method}");
             if name.contains(&options.case) {
                 let config = OpenLmConfig { vocab_size, hidden, layers, heads, ffn, max_positions: 2048, eos: vec![0] };

@@ -484,9 +484,7 @@ fn config_of(entry: &Entry, problems: &mut Problems) -> Option<StageConfig> {
             }
             sql_config(&node, problems).map(StageConfig::Sql)
         }
-        "pretrain" => {
-            decode::<pretrain::Config>(&node, problems).map(|config| StageConfig::Pretrain(Box::new(config)))
-        }
+        "pretrain" => decode::<pretrain::Config>(&node, problems).map(|config| StageConfig::Pretrain(Box::new(config))),
         "sft" => decode::<sft::Config>(&node, problems).map(|config| StageConfig::Sft(Box::new(config))),
         "tokenizer" => decode::<tokenizer::Config>(&node, problems).map(StageConfig::Tokenizer),
         "evaluate" => decode::<evaluate::Config>(&node, problems).map(StageConfig::Evaluate),

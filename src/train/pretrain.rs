@@ -80,8 +80,10 @@ pub struct Options {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Backward {
-    /// By hand where this program can (OpenLM on a CPU with AVX-512), else by libtorch.
+    /// The best that is safe.
     Auto,
+    /// By hand where this program can (OpenLM on a CPU with AVX-512), else by libtorch.
+    ByHand,
     /// By libtorch's automatic differentiation.
     Autograd,
     /// Block by block, each computed a second time: the least memory.
@@ -147,8 +149,8 @@ impl Pretrainer {
         *model.weights_mut() = Weights { tensors: Default::default() };
         let adamw = AdamW::new(&parameters, adamw);
         let fused = match options.backward {
-            Backward::Auto => Fused::new(&model.config(), &parameters, options.kind),
-            Backward::Autograd | Backward::Recompute => None,
+            Backward::ByHand => Fused::new(&model.config(), &parameters, options.kind),
+            Backward::Auto | Backward::Autograd | Backward::Recompute => None,
         };
         Self { model, parameters, adamw, options, fused }
     }
@@ -211,7 +213,7 @@ impl Pretrainer {
         for batch in batches {
             let (sums, part) = match self.options.backward {
                 Backward::Recompute => self.recomputed(&compute, batch, terms),
-                Backward::Auto | Backward::Autograd => self.autograd(&compute, batch, terms),
+                Backward::Auto | Backward::ByHand | Backward::Autograd => self.autograd(&compute, batch, terms),
             };
             total += sums;
             match &mut grad {

@@ -172,7 +172,8 @@ fn checkpoints_of_other_models_and_broken_ones_are_refused() {
     let check = |bytes: &[u8], expected: &str| {
         let mut other = trainer(if expected.contains("another model") { 24 } else { 16 });
         let before = masters(&other);
-        let error = checkpoint::restore::<State>(bytes, "runs/x/1", &mut other.parameters, &mut other.adamw).unwrap_err();
+        let error =
+            checkpoint::restore::<State>(bytes, "runs/x/1", &mut other.parameters, &mut other.adamw).unwrap_err();
         let error = format!("{error:#}");
         assert!(error.contains(expected) && error.contains("runs/x/1"), "{error}");
         assert_eq!(masters(&other), before);

@@ -65,7 +65,9 @@ pub fn split(parts: usize, n: usize, body: impl Fn(usize, Range<usize>) + Sync) 
 }
 
 /// `GOMP_parallel(function, argument, threads, flags)`.
-struct OpenMp(unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, u32, u32));
+type Region = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, u32, u32);
+
+struct OpenMp(Region);
 
 impl OpenMp {
     fn run(&self, threads: usize, work: &(dyn Fn() + Sync)) {
@@ -86,7 +88,7 @@ fn openmp() -> Option<&'static OpenMp> {
         // SAFETY: a nul-terminated name, looked up among the libraries that the program has loaded.
         let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"GOMP_parallel".as_ptr()) };
         // SAFETY: the symbol of that name has this type in every libgomp since 2013 (GCC 4.9).
-        (!address.is_null()).then(|| OpenMp(unsafe { std::mem::transmute::<*mut c_void, _>(address) }))
+        (!address.is_null()).then(|| OpenMp(unsafe { std::mem::transmute::<*mut c_void, Region>(address) }))
     };
     FOUND.get_or_init(find).as_ref()
 }

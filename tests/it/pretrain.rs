@@ -130,7 +130,10 @@ async fn a_model_that_learns_and_that_transformers_loads() {
     assert_eq!(model_config["eos_token_id"], 0);
     assert_eq!(std::fs::read_dir(home.path().join("_checkpoints/base")).unwrap().count(), 0);
     let again: ModelManifest = pretrain::run(&config(&[]), &cx).await.unwrap();
-    assert!((again.cost.wall_seconds - manifest.cost.wall_seconds).abs() < 1e-9, "the finished model is taken as it is");
+    assert!(
+        (again.cost.wall_seconds - manifest.cost.wall_seconds).abs() < 1e-9,
+        "the finished model is taken as it is"
+    );
     transformers_agrees(&directory);
 }
 

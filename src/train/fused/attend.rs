@@ -315,8 +315,8 @@ unsafe fn along_head(rows: Rows, count: usize, dim: usize, padded: usize, out: &
             let to = &mut out[pair * padded + block..][..LANES];
             for (r, word) in to.iter_mut().enumerate() {
                 let row = block + r;
-                // SAFETY: a row below `count`, a pair below `dim / 2`.
                 *word = if row < count {
+                    // SAFETY: a row below `count`, a pair below `dim / 2`.
                     unsafe { rows.at.add(row * rows.stride + 2 * pair).cast::<u32>().read_unaligned() }
                 } else {
                     0
