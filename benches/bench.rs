@@ -8,6 +8,7 @@ mod parts {
     pub mod generate;
     pub mod grpo;
     pub mod pack;
+    pub mod pretrain;
 }
 
 /// What the command line asks for.
@@ -33,12 +34,13 @@ fn main() {
     };
     let names: Vec<&str> = arguments.iter().map(String::as_str).filter(|a| !a.starts_with("--")).collect();
     type Bench = fn(&Options) -> anyhow::Result<()>;
-    let all: [(&str, Bench); 5] = [
+    let all: [(&str, Bench); 6] = [
         ("bertscore", parts::bertscore::run),
         ("fasttext", parts::fasttext::run),
         ("generate", parts::generate::run),
         ("grpo", parts::grpo::run),
         ("pack", parts::pack::run),
+        ("pretrain", parts::pretrain::run),
     ];
     for (name, bench) in all {
         if names.is_empty() || names.contains(&name) {

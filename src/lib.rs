@@ -24,6 +24,7 @@
 //! | [`catalog`] | DataFusion sessions: tables, functions, the model operator | pipelines |
 //! | [`udf`] | one file per SQL function: Arrow in, Arrow out | files, stages |
 //! | [`train`] | sft, loss, optimiser, schedule, checkpoints | SQL |
+//! | [`eval`] | the 22 tasks: prompts, few-shot draws, scores, means | SQL, tables |
 //! | [`rewards`] | pure measures of a document or a pair | I/O, Arrow, SQL |
 //! | [`engine`] | scheduler, KV cache, sampling, device threads | text, SQL, Arrow |
 //! | [`models`] | one place per model family, weights | batching, text |
@@ -33,6 +34,7 @@
 pub mod catalog;
 pub mod cli;
 pub mod engine;
+pub mod eval;
 pub mod models;
 pub mod pipeline;
 pub mod rewards;

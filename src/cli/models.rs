@@ -6,7 +6,7 @@ use super::{
     output::{Out, bytes, count},
 };
 use crate::{
-    models::{config::DecoderConfig, encoder::config::EncoderConfig, weights},
+    models::{causal::CausalConfig, encoder::config::EncoderConfig, weights},
     pipeline::assets,
     rewards::fasttext::FastText,
     storage::hub,
@@ -101,29 +101,31 @@ pub fn card(path: &Path) -> Card {
 }
 
 fn decoder(path: &Path) -> Result<Card> {
-    let config = DecoderConfig::from_dir(path)?;
+    let config = CausalConfig::from_dir(path)?;
     let parameters = config.parameters() as u64;
     let weights = weights::bytes_on_disk(path);
     let tokenizer = Tokenizer::from_dir(path);
     let obstacle = match (&weights, &tokenizer) {
         (Err(error), _) => Some(format!("{error:#}")),
         (_, Err(error)) => Some(format!("{error:#}")),
-        (_, Ok(tokenizer)) if tokenizer.vocab_size() > config.vocab_size => {
-            let (has, holds) = (tokenizer.vocab_size(), config.vocab_size);
+        (_, Ok(tokenizer)) if tokenizer.vocab_size() > config.vocab_size() => {
+            let (has, holds) = (tokenizer.vocab_size(), config.vocab_size());
             Some(format!("its tokenizer has {has} tokens, the model holds {holds}; they do not belong together"))
         }
         _ => memory_obstacle(parameters),
     };
-    let DecoderConfig { hidden, layers, heads, kv_heads, vocab_size, max_positions, .. } = &config;
+    let (heads, kv_heads) = config.heads();
     Ok(Card {
         name: String::new(),
-        kind: format!("{:?}", config.arch).to_lowercase(),
+        kind: config.family().to_owned(),
         parameters: Some(parameters),
         size: disk(path),
         detail: format!(
-            "{layers} layers of {hidden}, {heads}/{kv_heads} heads, {} tokens, {} positions",
-            count(*vocab_size as u64),
-            count(*max_positions as u64)
+            "{} layers of {}, {heads}/{kv_heads} heads, {} tokens, {} positions",
+            config.layers(),
+            config.hidden(),
+            count(config.vocab_size() as u64),
+            count(config.max_positions() as u64)
         ),
         obstacle,
     })

@@ -146,8 +146,10 @@ impl Desk {
                 self.unmade.push(stage.name.clone());
                 continue;
             }
-            let table = InputTable::Managed { location: plan.location.clone(), table: stage.name.clone() };
-            self.register(&stage.name, table).await?;
+            for name in stage.config.side_tables(&stage.name).into_iter().chain([stage.name.clone()]) {
+                let table = InputTable::Managed { location: plan.location.clone(), table: name.clone() };
+                self.register(&name, table).await?;
+            }
         }
         for (name, table) in &plan.external {
             self.register(name, table.clone()).await?;

@@ -7,11 +7,12 @@
 pub mod backend;
 pub mod cpu;
 pub mod encoder;
-mod memory;
+pub mod memory;
 mod pages;
 mod pool;
 mod sampling;
 mod scheduler;
+pub mod score;
 mod sequence;
 mod start;
 

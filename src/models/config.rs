@@ -371,7 +371,7 @@ pub(super) fn number(json: &Map<String, Value>, key: &str) -> anyhow::Result<Opt
 }
 
 /// One id, a list of ids, or nothing.
-fn token_ids(json: &Map<String, Value>, key: &str) -> anyhow::Result<Vec<u32>> {
+pub(super) fn token_ids(json: &Map<String, Value>, key: &str) -> anyhow::Result<Vec<u32>> {
     let one = |v: &Value| {
         v.as_u64().and_then(|n| u32::try_from(n).ok()).with_context(|| format!("`{key}`: {v} is not a token id"))
     };

@@ -3,10 +3,11 @@
 
 use super::{
     config::{Arch, DecoderConfig},
+    random::normal,
     rope,
     weights::Weights,
 };
-use anyhow::{Context, bail};
+use anyhow::Context;
 use tch::{Device, Kind, Tensor};
 
 /// A decoder's parameters, named as in the checkpoint, and its forward pass over whole sequences (training, tests).
@@ -40,17 +41,7 @@ impl Decoder {
         weights.tensors.retain(|name, _| {
             !(name.ends_with("rotary_emb.inv_freq") || config.tied_embeddings && name == "lm_head.weight")
         });
-        for (name, shape) in &expected {
-            let found: Vec<usize> = weights.get(name)?.size().iter().map(|&n| n as usize).collect();
-            if found != *shape {
-                bail!("`{name}` has the shape {found:?}; config.json says {shape:?}");
-            }
-        }
-        if weights.tensors.len() > expected.len() {
-            let known: std::collections::HashSet<&str> = expected.iter().map(|(n, _)| n.as_str()).collect();
-            let unknown = weights.tensors.keys().find(|n| !known.contains(n.as_str()));
-            bail!("the weights hold `{}`, which this architecture does not have", unknown.map_or("", |n| n));
-        }
+        weights.check(&expected)?;
         Ok(Self { config, weights })
     }
 
@@ -82,10 +73,8 @@ impl Decoder {
     /// `kind` is the compute type: matmuls run in it, the parameters may be f32 masters. The residual stream stays in
     /// the type of the parameters, the norms compute in f32.
     pub fn hidden(&self, tokens: &Tensor, kind: Kind) -> Tensor {
-        let rows = Rows {
-            config: &self.config,
-            table: RopeTables::new(&self.config, tokens.size()[1], tokens.device(), kind),
-        };
+        let table = self.rope(tokens.size()[1], tokens.device(), kind);
+        let rows = self.rows(&table);
         let mut x = self.embed(tokens);
         for layer in 0..self.config.layers {
             x = self.block(&x, layer, kind, &rows);
@@ -93,12 +82,12 @@ impl Decoder {
         self.final_norm(&x, kind)
     }
 
-    /// Token ids of any shape to embeddings, one dimension more.
+    /// Token ids of any shape to embeddings, one dimension more, in the type of the parameters.
     pub fn embed(&self, tokens: &Tensor) -> Tensor {
         Tensor::embedding(self.weight("model.embed_tokens.weight"), tokens, -1, false, false)
     }
 
-    /// One decoder block over the residual stream [.., H]; `mixer` decides which rows attend to which.
+    /// One decoder block over the residual stream [.., H]; `mixer` decides which rows attend to which. Matmuls and norms give `kind`.
     pub fn block(&self, x: &Tensor, layer: usize, kind: Kind, mixer: &dyn Mixer) -> Tensor {
         let name = |suffix: &str| format!("model.layers.{layer}.{suffix}");
         let normed = self.norm(x, &name("input_layernorm.weight"), kind);
@@ -106,12 +95,22 @@ impl Decoder {
         let normed = self.norm(&x, &name("post_attention_layernorm.weight"), kind);
         let gate = normed.linear(&self.cast(&name("mlp.gate_proj.weight"), kind), None::<Tensor>);
         let up = normed.linear(&self.cast(&name("mlp.up_proj.weight"), kind), None::<Tensor>);
-        &x + (gate.silu() * up).linear(&self.cast(&name("mlp.down_proj.weight"), kind), None::<Tensor>)
+        x + (gate.silu() * up).linear(&self.cast(&name("mlp.down_proj.weight"), kind), None::<Tensor>)
     }
 
-    /// The norm after the last block.
+    /// The norm after the last block, in `kind`.
     pub fn final_norm(&self, x: &Tensor, kind: Kind) -> Tensor {
         self.norm(x, "model.norm.weight", kind)
+    }
+
+    /// Tables of `length` positions for [`Self::rows`].
+    pub fn rope(&self, length: i64, device: Device, kind: Kind) -> RopeTables {
+        RopeTables::new(&self.config, length, device, kind)
+    }
+
+    /// Attention inside each row of [B, T], whose tokens stand where `table` says.
+    pub fn rows<'a>(&'a self, table: &'a RopeTables) -> Rows<'a> {
+        Rows { config: &self.config, table }
     }
 
     /// The output projection's name: the embedding's where both are one.
@@ -165,10 +164,10 @@ pub trait Mixer {
     fn mix(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor;
 }
 
-/// Causal attention inside each row of [B, T, heads, D].
-struct Rows<'a> {
+/// Attention inside each row of [B, T, heads, D].
+pub struct Rows<'a> {
     config: &'a DecoderConfig,
-    table: RopeTables,
+    table: &'a RopeTables,
 }
 
 impl Mixer for Rows<'_> {
@@ -178,29 +177,67 @@ impl Mixer for Rows<'_> {
         let groups = (c.heads / c.kv_heads) as i64;
         let (q, k) = (self.table.rotate(&q.transpose(1, 2)), self.table.rotate(&k.transpose(1, 2)));
         let (k, v) = (repeat_heads(&k, groups), repeat_heads(&v.transpose(1, 2), groups));
-        let mixed = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, true, None, false);
+        let mixed = self.table.attend(&q, &k, &v);
         mixed.transpose(1, 2).reshape([batch, length, (c.heads * c.head_dim) as i64])
     }
 }
 
-/// cos and sin as [T, head_dim / 2] tensors.
-pub(super) struct RopeTables {
+/// Where the tokens of a batch stand: cos and sin as [T, head_dim / 2] or [B, 1, T, head_dim / 2] tensors, and who sees whom.
+#[derive(Debug)]
+pub struct RopeTables {
     cos: Tensor,
     sin: Tensor,
+    /// None: each token sees itself and all before it.
+    branches: Option<Branches>,
+}
+
+/// Rows whose first tokens are an ordinary sequence that several continuations share.
+#[derive(Debug)]
+pub struct Branches {
+    /// Tokens P of the shared part, the same for all rows (padded on its right).
+    pub prefix: i64,
+    /// [B, 1, T − P, T], added to the scores of the tokens after the prefix: 0 where one sees another, −∞ elsewhere. In the type of
+    /// the computation.
+    pub mask: Tensor,
 }
 
 impl RopeTables {
     /// Of positions 0 to `length`.
     pub(super) fn new(config: &DecoderConfig, length: i64, device: Device, kind: Kind) -> Self {
         let (cos, sin) = rope::tables(config, length as usize);
+        Self::from_values(&cos, &sin, length, device, kind)
+    }
+
+    /// Of row-major values, as [`rope::tables`] gives them.
+    pub(super) fn from_values(cos: &[f32], sin: &[f32], length: i64, device: Device, kind: Kind) -> Self {
         let tensor = |v: &[f32]| Tensor::from_slice(v).reshape([length, -1]).to_device(device).to_kind(kind);
-        Self { cos: tensor(&cos), sin: tensor(&sin) }
+        Self { cos: tensor(cos), sin: tensor(sin), branches: None }
+    }
+
+    /// Tables of tokens at `positions` [B, T], i64, of which those after the prefix see what the mask says. Scoring only.
+    pub fn branched(&self, positions: &Tensor, branches: Branches) -> Self {
+        let [batch, length] = positions.size()[..] else { unreachable!("positions have two dimensions") };
+        let at = |table: &Tensor| table.index_select(0, &positions.reshape([-1])).reshape([batch, 1, length, -1]);
+        Self { cos: at(&self.cos), sin: at(&self.sin), branches: Some(branches) }
+    }
+
+    /// Attention of rotated queries and keys, and values, all [B, heads, T, D].
+    pub(super) fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+        let causal = |q: &Tensor, k: &Tensor, v: &Tensor| {
+            Tensor::scaled_dot_product_attention(q, k, v, None::<Tensor>, 0.0, true, None, false)
+        };
+        let Some(Branches { prefix, mask }) = &self.branches else { return causal(q, k, v) };
+        let first = |x: &Tensor| x.narrow(2, 0, *prefix);
+        let shared = causal(&first(q), &first(k), &first(v));
+        let rest = q.narrow(2, *prefix, q.size()[2] - prefix);
+        let rest = Tensor::scaled_dot_product_attention(&rest, k, v, Some(mask), 0.0, false, None, false);
+        Tensor::cat(&[shared, rest], 2)
     }
 
     /// The entries of `positions` [N], shaped to turn [N, heads, head_dim].
     pub(super) fn at(&self, positions: &Tensor) -> Self {
         let pick = |table: &Tensor| table.index_select(0, positions).unsqueeze(1);
-        Self { cos: pick(&self.cos), sin: pick(&self.sin) }
+        Self { cos: pick(&self.cos), sin: pick(&self.sin), branches: None }
     }
 
     /// Rotates [.., head_dim] where the tables' shapes broadcast; the pair of dimension i is i + head_dim / 2.
@@ -218,18 +255,4 @@ pub(super) fn repeat_heads(x: &Tensor, groups: i64) -> Tensor {
     }
     let [b, h, t, d] = x.size()[..] else { unreachable!("heads have four dimensions") };
     x.unsqueeze(2).expand([b, h, groups, t, d], false).reshape([b, h * groups, t, d])
-}
-
-/// Normal numbers by Box-Muller, so that they do not depend on libtorch's generator.
-fn normal(rng: &mut rand_chacha::ChaCha8Rng, n: usize, std: f64) -> Vec<f32> {
-    use rand::Rng;
-    let mut out = Vec::with_capacity(n + 1);
-    while out.len() < n {
-        let radius = std * (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-        let angle = 2.0 * std::f64::consts::PI * rng.random::<f64>();
-        out.push((radius * angle.cos()) as f32);
-        out.push((radius * angle.sin()) as f32);
-    }
-    out.truncate(n);
-    out
 }

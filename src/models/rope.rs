@@ -27,10 +27,20 @@ pub fn frequencies(config: &DecoderConfig) -> (Vec<f32>, f64) {
 /// cos and sin of positions `0..positions`, each [positions, head_dim / 2], row-major.
 pub fn tables(config: &DecoderConfig, positions: usize) -> (Vec<f32>, Vec<f32>) {
     let (freqs, scale) = frequencies(config);
+    angles(&freqs, scale, positions)
+}
+
+/// The same without scaling, for a head width and a base.
+pub fn plain_tables(head_dim: usize, theta: f64, positions: usize) -> (Vec<f32>, Vec<f32>) {
+    let freqs: Vec<f32> = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64) as f32).collect();
+    angles(&freqs, 1.0, positions)
+}
+
+fn angles(freqs: &[f32], scale: f64, positions: usize) -> (Vec<f32>, Vec<f32>) {
     let mut cos = Vec::with_capacity(positions * freqs.len());
     let mut sin = Vec::with_capacity(positions * freqs.len());
     for position in 0..positions {
-        for &freq in &freqs {
+        for &freq in freqs {
             // The reference multiplies in f32, so the angle is rounded before cos and sin are taken.
             let angle = f64::from(position as f32 * freq);
             cos.push((angle.cos() * scale) as f32);

@@ -46,6 +46,22 @@ impl Weights {
         self.tensors.get(name).with_context(|| format!("the weights have no `{name}`"))
     }
 
+    /// Compares names and shapes with those of an architecture.
+    ///
+    /// # Errors
+    /// A parameter is missing, of another shape, or unknown.
+    pub fn check(&self, expected: &[(String, Vec<usize>)]) -> anyhow::Result<()> {
+        for (name, shape) in expected {
+            let found: Vec<usize> = self.get(name)?.size().iter().map(|&n| n as usize).collect();
+            ensure!(found == *shape, "`{name}` has the shape {found:?}; config.json says {shape:?}");
+        }
+        let known: BTreeSet<&str> = expected.iter().map(|(n, _)| n.as_str()).collect();
+        match self.tensors.keys().find(|name| !known.contains(name.as_str())) {
+            Some(unknown) => bail!("the weights hold `{unknown}`, which this architecture does not have"),
+            None => Ok(()),
+        }
+    }
+
     /// Writes `model.safetensors` atomically (temporary name, then rename), each tensor in its own type.
     ///
     /// # Errors

@@ -109,6 +109,9 @@ async fn named_files(stage: &Stage) -> Result<BTreeMap<String, String>> {
         let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         prints.insert(path.display().to_string(), blake3::hash(&bytes).to_hex()[..32].to_owned());
     }
+    for path in stage.config.directories() {
+        prints.insert(path.to_owned(), digest(&files(path).await?));
+    }
     for path in stage.config.models().into_iter().filter(|name| !stage.models.iter().any(|m| m == name)) {
         // What a hub's revision holds does not change; a directory may.
         let print = if path.starts_with("hf://") { path.to_owned() } else { digest(&files(path).await?) };

@@ -8,9 +8,9 @@ use super::{
     spec::{Located, Spec, StageSpec, Yields},
     sqlscan::{self, Scan},
     stage::{
-        StageConfig, fasttext, figure, grpo,
+        StageConfig, evaluate, fasttext, figure, grpo,
         ingest::{self, Paths, SourceSpec},
-        pack, sft,
+        pack, pretrain, sft,
         sql::{self, InputTable, Query},
         tokenizer, union,
     },
@@ -105,6 +105,8 @@ pub enum Work {
         /// Its tables, in the order of the settings.
         tables: Vec<(String, InputTable)>,
     },
+    /// Pretrains a decoder on contexts.
+    Pretrain(Box<pretrain::Config>),
     /// Fine-tunes a decoder on pairs.
     Sft(Box<sft::Config>),
     /// Trains a rephraser by reinforcement.
@@ -113,6 +115,8 @@ pub enum Work {
     Tokenizer(tokenizer::Config),
     /// Trains a fastText classifier.
     Fasttext(fasttext::Config),
+    /// Scores a model on the tasks.
+    Evaluate(evaluate::Config),
 }
 
 impl Plan {
@@ -226,10 +230,8 @@ impl Builder<'_> {
     }
 
     fn maker(&self, name: &str, yields: Yields) -> Option<usize> {
-        self.spec.stages.iter().position(|s| {
-            let side = || s.config.as_ref().is_some_and(|c| c.side_tables(&s.name.value).iter().any(|t| t == name));
-            s.name.value == name && s.yields == yields || yields == Yields::Table && side()
-        })
+        let side = |s: &StageSpec| yields == Yields::Table && s.side_tables().iter().any(|table| table == name);
+        self.spec.stages.iter().position(|s| s.name.value == name && s.yields == yields || side(s))
     }
 
     /// Where the model of a stage will be; a fastText classifier is a file in its directory.
@@ -494,7 +496,8 @@ impl Builder<'_> {
             return;
         }
         let made = self.spec.stages.iter().filter(|s| s.yields == Yields::Table).map(|s| &s.name.value);
-        let all: Vec<&String> = made.chain(self.spec.tables.keys()).collect();
+        let side: Vec<String> = self.spec.stages.iter().flat_map(StageSpec::side_tables).collect();
+        let all: Vec<&String> = made.chain(&side).chain(self.spec.tables.keys()).collect();
         let elsewhere = format!("no table of that name is at {} either", self.location);
         self.problems.add(at, format!("no stage makes the table `{name}`{}; {elsewhere}", suggest(name, &all)));
     }
@@ -588,10 +591,12 @@ impl Builder<'_> {
                 let tables = config.tables().iter().map(|n| ((*n).to_owned(), self.input(n, external))).collect();
                 Work::Pack { config, tables }
             }
+            StageConfig::Pretrain(config) => Work::Pretrain(config),
             StageConfig::Sft(config) => Work::Sft(config),
             StageConfig::Grpo(config) => Work::Grpo(config),
             StageConfig::Tokenizer(config) => Work::Tokenizer(config),
             StageConfig::Fasttext(config) => Work::Fasttext(config),
+            StageConfig::Evaluate(config) => Work::Evaluate(config),
         })
     }
 

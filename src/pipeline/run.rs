@@ -6,7 +6,9 @@ use super::{
     key::{Known, StageKey, code_version, stage_key},
     plan::{Plan, Stage, Work},
     spec::Yields,
-    stage::{Progress, StageContext, fasttext, figure, grpo, ingest, json, pack, sft, sql, tokenizer},
+    stage::{
+        Progress, StageContext, evaluate, fasttext, figure, grpo, ingest, json, pack, pretrain, sft, sql, tokenizer,
+    },
 };
 use crate::{
     storage::{
@@ -177,9 +179,7 @@ pub async fn schedule(plan: &Plan, models: &Models, selection: &Selection) -> Re
         let former = made(plan, stage).await?;
         if only.is_some_and(|only| only != i) {
             if let Some(manifest) = &former {
-                known.insert(stage.name.clone(), manifest.key().to_owned());
-                let side = stage.config.side_tables(&stage.name).into_iter();
-                known.extend(side.map(|table| (table, manifest.key().to_owned())));
+                know(&mut known, stage, manifest.key());
                 kept.insert(stage.name.clone(), manifest.rows().kept);
             }
             continue;
@@ -195,8 +195,7 @@ pub async fn schedule(plan: &Plan, models: &Models, selection: &Selection) -> Re
             Some(manifest) if manifest.key() == key.key => Action::Skip,
             Some(manifest) => Action::Run(changed(stage, manifest, &key)),
         };
-        known.insert(stage.name.clone(), key.key.clone());
-        known.extend(stage.config.side_tables(&stage.name).into_iter().map(|table| (table, key.key.clone())));
+        know(&mut known, stage, &key.key);
         let rows_in = stage.tables.first().and_then(|name| kept.get(name).copied());
         if let (Action::Skip, Some(manifest)) = (&action, &former) {
             kept.insert(stage.name.clone(), manifest.rows().kept);
@@ -204,6 +203,12 @@ pub async fn schedule(plan: &Plan, models: &Models, selection: &Selection) -> Re
         scheduled.push(Scheduled { stage: i, key, action, former, rows_in });
     }
     Ok(scheduled)
+}
+
+/// The tables beside a stage's output have its key.
+fn know(known: &mut Known, stage: &Stage, key: &str) {
+    let names = stage.config.side_tables(&stage.name).into_iter().chain([stage.name.clone()]);
+    known.extend(names.map(|name| (name, key.to_owned())));
 }
 
 /// For `--only`: what the stage reads has to be there.
@@ -313,8 +318,11 @@ async fn clear_forced(plan: &Plan, schedule: &[Scheduled]) -> Result<()> {
     Ok(())
 }
 
-/// Removes an output, the manifest first.
+/// Removes an output, the manifest first, and the tables beside it.
 async fn clear(plan: &Plan, stage: &Stage) -> Result<()> {
+    for table in stage.config.side_tables(&stage.name) {
+        TableCommit::remove(&plan.location, &table).await?;
+    }
     if stage.yields == Yields::Table {
         return TableCommit::remove(&plan.location, &stage.name).await;
     }
@@ -354,9 +362,11 @@ async fn run_stage(
         Work::Sql(query) => Made::Table(sql::run(query, &cx).await?),
         Work::Figure { config, query } => Made::Table(figure::run(config, query, &cx).await?),
         Work::Pack { config, tables } => Made::Table(pack::run(config, tables, &cx).await?),
+        Work::Pretrain(config) => Made::Model(pretrain::run(config, &cx).await?),
         Work::Sft(config) => Made::Model(sft::run(config, &cx).await?),
         Work::Grpo(config) => Made::Model(grpo::run(config, &cx).await?),
         Work::Tokenizer(config) => Made::Model(tokenizer::run(config, &cx).await?),
         Work::Fasttext(config) => Made::Model(fasttext::run(config, &cx).await?),
+        Work::Evaluate(config) => Made::Table(evaluate::run(config, &cx).await?),
     })
 }

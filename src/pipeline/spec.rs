@@ -3,9 +3,9 @@
 
 use super::{
     stage::{
-        StageConfig, fasttext, figure, grpo,
+        StageConfig, evaluate, fasttext, figure, grpo,
         ingest::{self, SourceSpec},
-        pack, sft, sql, tokenizer, union,
+        pack, pretrain, sft, sql, tokenizer, union,
     },
     yaml::{
         decode::decode,
@@ -88,11 +88,18 @@ pub struct StageSpec {
     pub node: Node,
 }
 
+impl StageSpec {
+    /// Tables that it makes besides what it yields.
+    pub fn side_tables(&self) -> Vec<String> {
+        self.config.as_ref().map(|config| config.side_tables(&self.name.value)).unwrap_or_default()
+    }
+}
+
 const TOP: &[&str] = &["name", "location", "seed", "params", "models", "rewards", "sources", "tables", "stages"];
 /// Names of params that would be taken for something else.
 const RESERVED_PARAMS: &[&str] = TOP;
-const TABLE_KINDS: &[&str] = &["ingest", "sql", "union", "pack", "figure"];
-const MODEL_KINDS: &[&str] = &["sft", "grpo", "tokenizer", "fasttext"];
+const TABLE_KINDS: &[&str] = &["ingest", "sql", "union", "pack", "figure", "evaluate"];
+const MODEL_KINDS: &[&str] = &["pretrain", "sft", "grpo", "tokenizer", "fasttext"];
 /// Directories beside the tables.
 const RESERVED_TABLES: &[&str] = &["failed", "models"];
 
@@ -405,7 +412,7 @@ fn stages(tree: &Node, problems: &mut Problems) -> Vec<StageSpec> {
     let mut stages: Vec<StageSpec> = Vec::new();
     for item in items {
         let Some(stage) = stage(item, problems) else { continue };
-        if let Some(other) = stages.iter().find(|s| s.name.value == stage.name.value) {
+        if let Some(other) = stages.iter().find(|s| clash(s, &stage)) {
             let line = other.name.at.line;
             let message =
                 format!("`{}` is already made by the stage in line {line}; choose another name", stage.name.value);
@@ -414,6 +421,11 @@ fn stages(tree: &Node, problems: &mut Problems) -> Vec<StageSpec> {
         stages.push(stage);
     }
     stages
+}
+
+/// Whether two stages write to one name. A table and a model of one name would be one word in SQL.
+fn clash(a: &StageSpec, b: &StageSpec) -> bool {
+    a.name.value == b.name.value || a.side_tables().contains(&b.name.value) || b.side_tables().contains(&a.name.value)
 }
 
 fn stage(item: &Node, problems: &mut Problems) -> Option<StageSpec> {
@@ -518,9 +530,11 @@ fn config_of(entry: &Entry, problems: &mut Problems) -> Option<StageConfig> {
         }
         "figure" => figure_config(&node, problems).map(|config| StageConfig::Figure(Box::new(config))),
         "pack" => decode::<pack::Config>(&node, problems).map(|config| StageConfig::Pack(Box::new(config))),
+        "pretrain" => decode::<pretrain::Config>(&node, problems).map(|config| StageConfig::Pretrain(Box::new(config))),
         "sft" => decode::<sft::Config>(&node, problems).map(|config| StageConfig::Sft(Box::new(config))),
         "grpo" => decode::<grpo::Config>(&node, problems).map(|config| StageConfig::Grpo(Box::new(config))),
         "tokenizer" => decode::<tokenizer::Config>(&node, problems).map(StageConfig::Tokenizer),
+        "evaluate" => decode::<evaluate::Config>(&node, problems).map(StageConfig::Evaluate),
         _ => decode::<fasttext::Config>(&node, problems).map(StageConfig::Fasttext),
     }
 }

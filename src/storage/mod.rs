@@ -7,5 +7,6 @@ mod glob;
 pub mod hub;
 pub mod location;
 pub mod manifest;
+pub mod packed;
 pub mod reader;
 pub mod s3;

@@ -15,7 +15,8 @@ use tch::{Kind, Tensor};
 
 const FORMAT: &str = "repro-checkpoint-1";
 
-/// Everything that a run continues from, as bytes of a safetensors file.
+/// Everything that a run continues from, as bytes of a safetensors file. `state` is the trainer's own: whatever it needs beside
+/// masters and moments to go on as if nothing had happened.
 ///
 /// # Errors
 /// Only what serialisation reports.

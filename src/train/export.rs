@@ -2,7 +2,7 @@
 //! Knows the layout; not where the directory goes.
 
 use super::{optim::FlatParameters, setup::Stored};
-use crate::models::config::DecoderConfig;
+use crate::models::causal::CausalConfig;
 use anyhow::Context;
 use serde_json::json;
 use std::path::Path;
@@ -25,7 +25,7 @@ pub const TOKENIZER_FILES: [&str; 8] = [
 /// The directory cannot be written; the tokenizer's files cannot be read.
 pub fn write_model(
     dir: &Path,
-    config: &DecoderConfig,
+    config: &CausalConfig,
     parameters: &FlatParameters,
     stored: Stored,
     tokenizer_dir: &Path,
@@ -37,12 +37,16 @@ pub fn write_model(
     let mut model_config = config.to_json();
     model_config["torch_dtype"] = json!(dtype);
     write_json(&dir.join("config.json"), &model_config)?;
-    let eos = if config.eos.len() == 1 { json!(config.eos[0]) } else { json!(config.eos) };
+    let eos = if let [one] = config.eos() { json!(one) } else { json!(config.eos()) };
     write_json(
         &dir.join("generation_config.json"),
         &json!({"do_sample": false, "eos_token_id": eos, "pad_token_id": 0}),
     )?;
     parameters.weights(stored.kind()).save(&dir.join("model.safetensors"))?;
+    for (name, content) in config.extra_files() {
+        let path = dir.join(name);
+        std::fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     for name in TOKENIZER_FILES {
         let source = tokenizer_dir.join(name);
         if source.exists() {

@@ -16,6 +16,8 @@ pub const CHUNK_ROWS: i64 = 512;
 pub struct AnswerLoss {
     /// `sum_i -log p(target_i)`, f64 scalar.
     pub sum: Tensor,
+    /// `sum_i logsumexp_i²` where z-loss is on, else 0; f64 scalar.
+    pub z_sum: Tensor,
     /// How many targets had the highest logit, i64 scalar.
     pub correct: Tensor,
     /// Scalar whose gradient is that of `scale * sum`.
@@ -33,9 +35,25 @@ pub struct AnswerLoss {
 ///   d sum / d hidden = (p - onehot) @ weight     [N, H]
 ///   d sum / d weight = (p - onehot)^T @ hidden   [V, H]
 pub fn answer_loss(hidden: &Tensor, weight: &Tensor, targets: &Tensor, scale: f64, chunk_rows: i64) -> AnswerLoss {
-    let parts = tch::no_grad(|| gradients(hidden, weight, targets, scale, chunk_rows));
+    answer_loss_z(hidden, weight, targets, Terms { scale, z_loss: 0.0 }, chunk_rows)
+}
+
+/// What the loss is made of.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Terms {
+    /// Factor of everything: 1 / (targets of the whole optimiser step).
+    pub scale: f64,
+    /// Factor of the squared log of the softmax's denominator (z-loss), which keeps logits from drifting.
+    pub z_loss: f64,
+}
+
+/// As [`answer_loss`] with z-loss: the gradient is that of `scale * sum(-log p + z_loss * lse²)`, lse = logsumexp of the row.
+///
+///   d / d logits = (1 + 2 z_loss lse) p - onehot     since d lse / d logits = p
+pub fn answer_loss_z(hidden: &Tensor, weight: &Tensor, targets: &Tensor, terms: Terms, chunk_rows: i64) -> AnswerLoss {
+    let parts = tch::no_grad(|| gradients(hidden, weight, targets, terms, chunk_rows));
     let surrogate = (hidden * &parts.hidden_grad).sum(Kind::Float) + (weight * &parts.weight_grad).sum(Kind::Float);
-    AnswerLoss { sum: parts.sum, correct: parts.correct, surrogate }
+    AnswerLoss { sum: parts.sum, z_sum: parts.z_sum, correct: parts.correct, surrogate }
 }
 
 /// Loss and accuracy only, for evaluation. Returns (sum of -log p as f64 scalar, correct as i64 scalar).
@@ -54,14 +72,16 @@ pub fn answer_loss_value(hidden: &Tensor, weight: &Tensor, targets: &Tensor, chu
 
 struct Gradients {
     sum: Tensor,
+    z_sum: Tensor,
     correct: Tensor,
     hidden_grad: Tensor,
     weight_grad: Tensor,
 }
 
-fn gradients(hidden: &Tensor, weight: &Tensor, targets: &Tensor, scale: f64, chunk_rows: i64) -> Gradients {
+fn gradients(hidden: &Tensor, weight: &Tensor, targets: &Tensor, terms: Terms, chunk_rows: i64) -> Gradients {
     let device = hidden.device();
     let mut sum = Tensor::zeros([], (Kind::Double, device));
+    let mut z_sum = Tensor::zeros([], (Kind::Double, device));
     let mut correct = Tensor::zeros([], (Kind::Int64, device));
     let mut hidden_grads = Vec::new();
     let mut weight_grad = Tensor::zeros(weight.size(), (Kind::Float, device));
@@ -74,29 +94,38 @@ fn gradients(hidden: &Tensor, weight: &Tensor, targets: &Tensor, scale: f64, chu
         // p - onehot, scaled, in the compute type
         let mut d_logits = chunk.log_p;
         let _ = d_logits.exp_();
+        if terms.z_loss != 0.0 {
+            let lse = chunk.picked_logit - &chunk.picked;
+            z_sum += lse.square().sum(Kind::Double);
+            d_logits *= lse * (2.0 * terms.z_loss) + 1.0;
+        }
         let minus_one = Tensor::full([length, 1], -1.0, (Kind::Float, device));
         let _ = d_logits.scatter_add_(1, &wanted.unsqueeze(1), &minus_one);
-        let d_logits = (d_logits * scale).to_kind(hidden.kind());
+        let d_logits = (d_logits * terms.scale).to_kind(hidden.kind());
         hidden_grads.push(d_logits.matmul(weight));
         weight_grad += d_logits.tr().matmul(&rows);
     }
     let hidden_grad = if hidden_grads.is_empty() { hidden.zeros_like() } else { Tensor::cat(&hidden_grads, 0) };
-    Gradients { sum, correct, hidden_grad, weight_grad: weight_grad.to_kind(weight.kind()) }
+    Gradients { sum, z_sum, correct, hidden_grad, weight_grad: weight_grad.to_kind(weight.kind()) }
 }
 
 struct ChunkLogP {
     /// [n, V] f32
     log_p: Tensor,
-    /// [n, 1] f32
+    /// [n, 1] f32: log p of the target
     picked: Tensor,
+    /// [n, 1] f32: its logit
+    picked_logit: Tensor,
     correct: Tensor,
 }
 
 fn chunk_log_p(rows: &Tensor, weight: &Tensor, targets: &Tensor) -> ChunkLogP {
-    let log_p = rows.matmul(&weight.tr()).to_kind(Kind::Float).log_softmax(-1, Kind::Float);
+    let logits = rows.matmul(&weight.tr()).to_kind(Kind::Float);
+    let picked_logit = logits.gather(1, &targets.unsqueeze(1), false);
+    let log_p = logits.log_softmax(-1, Kind::Float);
     let picked = log_p.gather(1, &targets.unsqueeze(1), false);
     let correct = picked.ge_tensor(&log_p.amax([-1], true)).sum(Kind::Int64);
-    ChunkLogP { log_p, picked, correct }
+    ChunkLogP { log_p, picked, picked_logit, correct }
 }
 
 fn chunks(rows: i64, chunk_rows: i64) -> impl Iterator<Item = (i64, i64)> {

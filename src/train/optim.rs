@@ -1,9 +1,10 @@
-//! Parameters as one flat f32 buffer, and AdamW (Loshchilov and Hutter 2019, algorithm 2) over it in a handful of large ops.
+//! Parameters as one flat f32 buffer, and AdamW (Loshchilov and Hutter 2019, algorithm 2) over it in one pass.
 //! Knows nothing of models beyond names and shapes, nothing of schedules or files.
 
+use super::threads::{Shared, split};
 use crate::models::weights::Weights;
 use std::collections::BTreeMap;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// One parameter's place in the buffer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +43,12 @@ impl FlatParameters {
         let slots = ordered.iter().map(|(name, t)| Slot { name: (*name).clone(), shape: t.size() }).collect();
         let flat: Vec<Tensor> = ordered.iter().map(|(_, t)| t.detach().to_kind(Kind::Float).reshape([-1])).collect();
         Self { master: Tensor::cat(&flat, 0), slots, decayed }
+    }
+
+    /// Lets weight decay apply to every parameter, norm gains and embeddings included (OpenLM's recipe, reference section 7.2).
+    pub fn decay_all(mut self) -> Self {
+        self.decayed = self.master.numel() as i64;
+        self
     }
 
     /// Names and shapes in buffer order.
@@ -108,9 +115,9 @@ impl FlatParameters {
         tch::no_grad(|| self.split(&self.compute(kind)))
     }
 
-    /// One split whose backward is one concatenation: slicing each parameter on its own would make a gradient as long as
+    /// The parameters as parts of a buffer [N]. One split whose backward is one concatenation: slicing each parameter on its own would make a gradient as long as
     /// the whole buffer for each.
-    fn split(&self, buffer: &Tensor) -> Weights {
+    pub fn split(&self, buffer: &Tensor) -> Weights {
         let sizes: Vec<i64> = self.slots.iter().map(|slot| slot.shape.iter().product()).collect();
         let parts = buffer.split_with_sizes(&sizes, 0);
         let tensors: BTreeMap<String, Tensor> = self
@@ -132,7 +139,7 @@ pub struct AdamWOptions {
     pub beta2: f64,
     /// Keeps the division by the second moment finite.
     pub eps: f64,
-    /// Decoupled decay of matrices; norms and biases are left alone.
+    /// Decoupled decay of matrices; of norms and biases only after [`FlatParameters::decay_all`].
     pub weight_decay: f64,
 }
 
@@ -159,21 +166,102 @@ impl AdamW {
     pub fn step(&mut self, parameters: &mut FlatParameters, grad: &Tensor, grad_scale: f64, rate: f64) {
         let AdamWOptions { beta1, beta2, eps, weight_decay } = self.options;
         self.step += 1;
+        // p -= rate * (m / c1) / (sqrt(v / c2) + eps) = rate * sqrt(c2) / c1 * m / (sqrt(v) + eps * sqrt(c2))
         let correction1 = 1.0 - beta1.powi(self.step as i32);
-        let correction2 = 1.0 - beta2.powi(self.step as i32);
-        tch::no_grad(|| {
-            let scaled = if grad_scale == 1.0 { grad.shallow_clone() } else { grad * grad_scale };
-            let _ = self.first.lerp_(&scaled, 1.0 - beta1);
-            let _ = self.second.lerp_(&scaled.square(), 1.0 - beta2);
-            if weight_decay != 0.0 {
-                let _ = parameters.master.narrow(0, 0, parameters.decayed).g_mul_scalar_(1.0 - rate * weight_decay);
+        let root2 = (1.0 - beta2.powi(self.step as i32)).sqrt();
+        let rule = Rule {
+            grad_scale: grad_scale as f32,
+            first: (1.0 - beta1) as f32,
+            second: (1.0 - beta2) as f32,
+            keep: (1.0 - rate * weight_decay) as f32,
+            rate: (rate * root2 / correction1) as f32,
+            eps: (eps * root2) as f32,
+        };
+        let _guard = tch::no_grad_guard();
+        let grad = grad.to_kind(Kind::Float).contiguous();
+        if parameters.master.device() == Device::Cpu {
+            rule.on_cpu(self, parameters, &grad);
+        } else {
+            rule.on_device(self, parameters, &grad);
+        }
+    }
+}
+
+/// The numbers of one step.
+#[derive(Clone, Copy)]
+struct Rule {
+    grad_scale: f32,
+    /// 1 - beta1
+    first: f32,
+    /// 1 - beta2
+    second: f32,
+    /// What decay leaves of a parameter.
+    keep: f32,
+    /// Corrected for the young moments.
+    rate: f32,
+    eps: f32,
+}
+
+impl Rule {
+    /// A handful of large operations.
+    fn on_device(self, adamw: &mut AdamW, parameters: &mut FlatParameters, grad: &Tensor) {
+        let scaled = grad * f64::from(self.grad_scale);
+        let _ = adamw.first.lerp_(&scaled, f64::from(self.first));
+        let _ = adamw.second.lerp_(&scaled.square(), f64::from(self.second));
+        if self.keep != 1.0 {
+            let _ = parameters.master.narrow(0, 0, parameters.decayed).g_mul_scalar_(f64::from(self.keep));
+        }
+        let denominator = adamw.second.sqrt().g_add_scalar_(f64::from(self.eps));
+        let numerator = &adamw.first * f64::from(-self.rate);
+        let _ = parameters.master.addcdiv_(&numerator, &denominator);
+    }
+
+    /// One pass over memory, on all threads.
+    fn on_cpu(self, adamw: &mut AdamW, parameters: &mut FlatParameters, grad: &Tensor) {
+        let total = parameters.master.numel();
+        let address = |t: &Tensor| {
+            assert!(t.kind() == Kind::Float && t.numel() == total && t.is_contiguous(), "flat buffers are alike");
+            Shared(t.data_ptr().cast::<f32>())
+        };
+        let (p, m, v, g) = (address(&parameters.master), address(&adamw.first), address(&adamw.second), address(grad));
+        let decayed = parameters.decayed as usize;
+        split(tch::get_num_threads().max(1) as usize, total, |_, range| {
+            let middle = decayed.clamp(range.start, range.end);
+            for (part, keep) in [(range.start..middle, self.keep), (middle..range.end, 1.0)] {
+                // SAFETY: four buffers of `total` floats; parts do not overlap, and nothing else runs.
+                let (p, m, v, g) = unsafe {
+                    let slice = |s: Shared<f32>| std::slice::from_raw_parts_mut(s.at(part.start), part.len());
+                    (slice(p), slice(m), slice(v), std::slice::from_raw_parts(g.at(part.start), part.len()))
+                };
+                Self { keep, ..self }.slices(p, m, v, g);
             }
-            // p -= rate * (m / c1) / (sqrt(v / c2) + eps) = (m * -rate * sqrt(c2) / c1) / (sqrt(v) + eps * sqrt(c2))
-            let root2 = correction2.sqrt();
-            let denominator = self.second.sqrt().g_add_scalar_(eps * root2);
-            let numerator = &self.first * (-rate * root2 / correction1);
-            let _ = parameters.master.addcdiv_(&numerator, &denominator);
         });
+    }
+
+    fn slices(self, p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
+        #[cfg(target_arch = "x86_64")]
+        if std::is_x86_feature_detected!("avx512f") {
+            // SAFETY: just looked.
+            return unsafe { self.slices_avx512(p, m, v, g) };
+        }
+        self.each(p, m, v, g);
+    }
+
+    /// The same loop in wide registers.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f")]
+    fn slices_avx512(self, p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
+        self.each(p, m, v, g);
+    }
+
+    #[inline(always)]
+    fn each(self, p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
+        for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
+            let g = g * self.grad_scale;
+            *m += (g - *m) * self.first;
+            *v += (g * g - *v) * self.second;
+            *p = *p * self.keep - self.rate * *m / (v.sqrt() + self.eps);
+        }
     }
 }
 

@@ -31,6 +31,33 @@ impl Schedule {
     }
 }
 
+/// open_lm's schedule over a known number of steps: linear warm-up to the peak, then a half cosine over the remaining steps.
+///
+/// `rate(s) = peak (s + 1) / W` for s < W, else `floor + (peak - floor) (1 + cos(π (s - W) / (S - W))) / 2` (reference 7.2).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct WarmupCosine {
+    /// Highest learning rate.
+    pub peak: f64,
+    /// Learning rate that the cosine falls to.
+    pub floor: f64,
+    /// Steps of the warm-up; 0 for none.
+    pub warmup_steps: u64,
+    /// Steps of the whole run.
+    pub steps: u64,
+}
+
+impl WarmupCosine {
+    /// The learning rate of step `step`, from 0.
+    pub fn rate(&self, step: u64) -> f64 {
+        if step < self.warmup_steps {
+            return self.peak * (step + 1) as f64 / self.warmup_steps as f64;
+        }
+        let rest = self.steps.saturating_sub(self.warmup_steps).max(1) as f64;
+        let done = ((step - self.warmup_steps) as f64 / rest).min(1.0);
+        self.floor + (self.peak - self.floor) * (1.0 + (std::f64::consts::PI * done).cos()) / 2.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +80,16 @@ mod tests {
         check(50, 1.7, 0.1);
         // warm-up and cosine multiply
         check(1, 0.5, 0.275);
+    }
+
+    #[test]
+    fn warm_up_then_cosine() {
+        let schedule = WarmupCosine { peak: 1.0, floor: 0.1, warmup_steps: 4, steps: 16 };
+        // (s + 1) / 4, then cosines of 0, 1/3, 1/2, 1 of the twelve steps that remain
+        for (step, expected) in [(0, 0.25), (3, 1.0), (4, 1.0), (8, 0.775), (10, 0.55), (16, 0.1), (99, 0.1)] {
+            let rate = schedule.rate(step);
+            assert!((rate - expected).abs() < 1e-12, "step {step}: {rate} is not {expected}");
+        }
     }
 
     #[test]

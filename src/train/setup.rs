@@ -1,8 +1,19 @@
-//! From a description of a model, a device and a precision to a [`Trainer`]. Knows libtorch's devices, types and threads, so that
+//! From a description of a model, a device and a precision to a [`Trainer`] or [`Pretrainer`]. Knows libtorch's devices, types and threads, so that
 //! the stages do not.
 
-use super::{grpo::policy::Policy, optim::AdamWOptions, sft::Trainer};
-use crate::models::{config::DecoderConfig, decoder::Decoder, device::DeviceSpec};
+use super::{
+    grpo::policy::Policy,
+    optim::AdamWOptions,
+    pretrain::{Backward, Options, Pretrainer},
+    sft::Trainer,
+};
+use crate::models::{
+    causal::{CausalConfig, CausalModel},
+    config::DecoderConfig,
+    decoder::Decoder,
+    device::DeviceSpec,
+    openlm::OpenLm,
+};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
@@ -96,6 +107,43 @@ impl Compute {
             Source::Random(config, std) => Decoder::random(config.clone(), *std, seed, self.device, Kind::Float)?,
         };
         Ok(Trainer::new(decoder, adamw, self.kind, clip))
+    }
+}
+
+/// What pretraining does beside AdamW.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Recipe {
+    /// Largest gradient norm; 0 for no bound.
+    pub clip: f64,
+    /// Factor of the z-loss.
+    pub z_loss: f64,
+    /// How the backward pass is made.
+    pub backward: Backward,
+}
+
+/// Standard deviation of new matrices of Llama and Qwen3; OpenLM has its own rule.
+const DECODER_STD: f64 = 0.02;
+
+impl Compute {
+    /// A new model, ready to be pretrained.
+    ///
+    /// # Errors
+    /// The description is not valid; out of memory.
+    pub fn pretrainer(
+        self,
+        config: &CausalConfig,
+        seed: u64,
+        adamw: AdamWOptions,
+        recipe: Recipe,
+    ) -> anyhow::Result<Pretrainer> {
+        let model: CausalModel = match config.clone() {
+            CausalConfig::OpenLm(config) => OpenLm::random(config, seed, self.device, Kind::Float)?.into(),
+            CausalConfig::Decoder(config) => {
+                Decoder::random(config, DECODER_STD, seed, self.device, Kind::Float)?.into()
+            }
+        };
+        let Recipe { clip, z_loss, backward } = recipe;
+        Ok(Pretrainer::new(model, adamw, Options { kind: self.kind, clip, z_loss, backward }))
     }
 }
 

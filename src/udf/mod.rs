@@ -24,6 +24,7 @@ pub mod length_ratio;
 pub mod lm;
 pub mod model_udf;
 pub mod models;
+pub mod perplexity;
 pub mod remote;
 pub mod rephrase;
 pub mod rephrase_detail;
@@ -84,6 +85,7 @@ pub fn model_functions() -> Vec<Arc<dyn ModelFunction>> {
         Arc::new(bertscore::BertScore),
         Arc::new(dataman::Dataman),
         Arc::new(generate::Generate),
+        Arc::new(perplexity::Perplexity),
         Arc::new(rephrase::Rephrase),
         Arc::new(rephrase_detail::RephraseDetail),
         Arc::new(repro_reward::ReproReward),

@@ -9,7 +9,7 @@ use super::{
     structure_preserved::Judge,
 };
 use crate::{
-    engine::{Engine, EngineOptions, Precision},
+    engine::{Engine, EngineOptions, Precision, score::Scorer},
     rewards::{fasttext::FastText, repro_reward::RewardConfig},
     storage::hub,
     text::{
@@ -182,6 +182,7 @@ pub struct LanguageModel {
 struct Entry {
     spec: ModelSpec,
     language: OnceCell<Arc<LanguageModel>>,
+    scorer: OnceCell<Arc<Scorer>>,
     fasttext: OnceCell<Arc<FastText>>,
     encoder: OnceCell<Arc<TextEncoder>>,
     tokenizer: OnceCell<Tokenizer>,
@@ -215,6 +216,7 @@ impl Models {
         let entry = |spec| Entry {
             spec,
             language: OnceCell::new(),
+            scorer: OnceCell::new(),
             fasttext: OnceCell::new(),
             encoder: OnceCell::new(),
             tokenizer: OnceCell::new(),
@@ -291,6 +293,29 @@ impl Models {
         let entry = self.entry(name)?;
         let make = async || dataman::Scorer::new(speaker).map(Arc::new);
         entry.dataman.get_or_try_init(make).await.cloned().with_context(|| format!("model `{name}`"))
+    }
+    /// The language model of that name, for scoring texts instead of writing them. Any causal decoder, OpenLM included.
+    ///
+    /// # Errors
+    /// As [`Self::language_model`].
+    pub async fn scorer(&self, name: &str) -> Result<Arc<Scorer>> {
+        let (entry, spec) = self.causal(name)?;
+        let load = async || {
+            let dir = hub::resolve(&spec.path).await?;
+            let spec = spec.clone();
+            let start = move || {
+                let (given, _) = recommended(&dir, &spec)?;
+                let options = EngineOptions {
+                    device: given.device.as_deref().unwrap_or("auto").parse()?,
+                    precision: precision(given.precision.as_deref())?,
+                    slots: 1,
+                    threads: 0,
+                };
+                Scorer::start(&dir, &options)
+            };
+            blocking(start).await.map(Arc::new)
+        };
+        entry.scorer.get_or_try_init(load).await.cloned().with_context(|| format!("model `{name}`"))
     }
     /// The classifier of that name.
     pub async fn fasttext(&self, name: &str) -> Result<Arc<FastText>> {

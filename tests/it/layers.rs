@@ -4,11 +4,12 @@ use std::{fs, path::Path};
 
 /// Module → the modules of this crate that it may use.
 const MAY_USE: &[(&str, &[&str])] = &[
-    ("cli", &["pipeline", "catalog", "udf", "engine", "models", "text", "storage", "rewards", "train"]),
-    ("pipeline", &["catalog", "udf", "train", "engine", "rewards", "models", "text", "storage"]),
+    ("cli", &["pipeline", "catalog", "udf", "engine", "models", "text", "storage", "rewards", "train", "eval"]),
+    ("pipeline", &["catalog", "udf", "train", "eval", "engine", "rewards", "models", "text", "storage"]),
     ("catalog", &["udf", "engine", "rewards", "text", "storage"]),
     ("udf", &["engine", "rewards", "text", "storage"]),
     ("train", &["engine", "rewards", "models", "text", "storage"]),
+    ("eval", &["engine", "rewards", "models", "text", "storage"]),
     ("engine", &["models"]),
     ("models", &[]),
     ("rewards", &["text"]),
@@ -17,7 +18,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 /// External crate → the only modules that may name it.
 const ONLY_IN: &[(&str, &[&str])] = &[
-    ("tch", &["models", "engine", "train"]),
+    ("tch", &["models", "engine", "train", "eval"]),
     ("datafusion", &["udf", "catalog", "pipeline"]),
     ("object_store", &["storage", "catalog"]),
 ];

@@ -159,7 +159,10 @@ async fn a_new_model_in_hugging_face_layout() {
     let checkpoints = home.path().join("_checkpoints/small");
     assert_eq!(std::fs::read_dir(checkpoints).unwrap().count(), 0);
     let again: ModelManifest = sft::run(&sft_config(&[]), &cx).await.unwrap();
-    assert_eq!(again.cost.wall_seconds, manifest.cost.wall_seconds);
+    assert!(
+        (again.cost.wall_seconds - manifest.cost.wall_seconds).abs() < 1e-9,
+        "the finished model is taken as it is"
+    );
     transformers_agrees(&home.path().join("models/small"));
 }
 

@@ -51,7 +51,7 @@ fn unknown_and_missing_keys() {
             "p.yaml:1:1: unknown key `nmae`; did you mean `name`?",
             "p.yaml:2:28: unknown key `formt`; did you mean `format`?",
             "p.yaml:5:28: unknown key `fragment_row`; did you mean `fragment_rows`?",
-            "p.yaml:6:5: unknown key `when`; known: `table`, `model`, `for_each`, `ingest`, `sql`, `union`, `pack`, `figure`, `sft`, `grpo`, `tokenizer`, `fasttext`",
+            "p.yaml:6:5: unknown key `when`; known: `table`, `model`, `for_each`, `ingest`, `sql`, `union`, `pack`, `figure`, `evaluate`, `pretrain`, `sft`, `grpo`, `tokenizer`, `fasttext`",
         ],
     );
     check("location: out\n", &["p.yaml:1:1: the key `stages` is missing; add the list of stages"]);
@@ -89,7 +89,7 @@ fn stages_that_are_no_stages() {
         &[
             "p.yaml:4:5: the stage has no name; add `table: NAME` or `model: NAME`",
             "p.yaml:6:5: a stage yields one thing: give `table` or `model`, not both",
-            "p.yaml:8:12: nothing says how to make `c`; add one of `ingest`, `sql`, `union`, `pack`, `figure`",
+            "p.yaml:8:12: nothing says how to make `c`; add one of `ingest`, `sql`, `union`, `pack`, `figure`, `evaluate`",
             "p.yaml:9:12: `d` has `ingest`, `sql`; a stage does one thing, split it",
             "p.yaml:13:5: `tokenizer` yields a model; write `model: e`",
             "p.yaml:15:5: `sql` yields a table; write `table: f`",

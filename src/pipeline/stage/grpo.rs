@@ -321,7 +321,8 @@ impl Job {
             StageHooks::new(&self.cx, &self.store, self.runtime.clone(), tables, reward.parts(), (&state, plan.steps));
         let mut actors = Actors { policy: &mut policy, engine: &engine, tokenizer, reward };
         run::run(&mut actors, &mut state, plan, &mut hooks)?;
-        export::write_model(target, policy.config(), &policy.parameters, self.config.export, model_dir)?;
+        let model = policy.config().clone().into();
+        export::write_model(target, &model, &policy.parameters, self.config.export, model_dir)?;
         self.prepared.write_settings(target)?;
         let mut figures = hooks.figures();
         figures.insert("steps".to_owned(), state.step as f64);

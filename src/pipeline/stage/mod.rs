@@ -1,6 +1,7 @@
 //! One file per stage: its config (every field documented: the fields are the manual), and its run.
 //!
-//! A stage yields a table at `<location>/<table>/` or a model at `<location>/models/<name>/`.
+//! A stage yields a table at `<location>/<table>/` or a model at `<location>/models/<name>/`; some make further tables beside it
+//! ([`StageConfig::side_tables`]).
 
 use crate::{
     storage::{
@@ -19,11 +20,13 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 pub mod artifact;
+pub mod evaluate;
 pub mod fasttext;
 pub mod figure;
 pub mod grpo;
 pub mod ingest;
 pub mod pack;
+pub mod pretrain;
 pub mod sft;
 pub mod sql;
 pub mod tokenizer;
@@ -43,6 +46,8 @@ pub enum StageConfig {
     Figure(Box<figure::Config>),
     /// `pack`: texts to contexts of token ids.
     Pack(Box<pack::Config>),
+    /// `pretrain`: contexts to a new model.
+    Pretrain(Box<pretrain::Config>),
     /// `sft`: pairs to a fine-tuned model.
     Sft(Box<sft::Config>),
     /// `grpo`: documents and rewards to a better rephraser.
@@ -51,6 +56,8 @@ pub enum StageConfig {
     Tokenizer(tokenizer::Config),
     /// `fasttext`: labelled texts to a classifier.
     Fasttext(fasttext::Config),
+    /// `evaluate`: a model to its scores.
+    Evaluate(evaluate::Config),
 }
 
 impl StageConfig {
@@ -62,10 +69,12 @@ impl StageConfig {
             Self::Union(_) => "union",
             Self::Figure(_) => "figure",
             Self::Pack(_) => "pack",
+            Self::Pretrain(_) => "pretrain",
             Self::Sft(_) => "sft",
             Self::Grpo(_) => "grpo",
             Self::Tokenizer(_) => "tokenizer",
             Self::Fasttext(_) => "fasttext",
+            Self::Evaluate(_) => "evaluate",
         }
     }
     /// Version of the code behind the stage. Raise it when the same input gives other output than before: finished tables are
@@ -77,10 +86,12 @@ impl StageConfig {
             | Self::Union(_)
             | Self::Figure(_)
             | Self::Pack(_)
+            | Self::Pretrain(_)
             | Self::Sft(_)
             | Self::Grpo(_)
             | Self::Tokenizer(_)
-            | Self::Fasttext(_) => 1,
+            | Self::Fasttext(_)
+            | Self::Evaluate(_) => 1,
         }
     }
     /// Tables that the settings name (those of a query are in its text).
@@ -88,30 +99,31 @@ impl StageConfig {
         match self {
             Self::Ingest(_) | Self::Sql(_) | Self::Union(_) | Self::Figure(_) => Vec::new(),
             Self::Pack(config) => config.tables(),
+            Self::Pretrain(config) => config.tables(),
             Self::Sft(config) => config.tables(),
             Self::Grpo(config) => config.tables(),
             Self::Tokenizer(config) => config.tables(),
             Self::Fasttext(config) => config.tables(),
+            Self::Evaluate(config) => config.tables(),
+        }
+    }
+    /// Tables that a stage of this name makes besides what it yields. They are finished when the stage is, under the same key; other
+    /// stages read them by name.
+    pub fn side_tables(&self, name: &str) -> Vec<String> {
+        match self {
+            Self::Evaluate(_) => vec![evaluate::items_table(name)],
+            Self::Grpo(_) => grpo::TABLES.iter().map(|suffix| format!("{name}{suffix}")).collect(),
+            _ => Vec::new(),
         }
     }
     /// Models that the settings name; a trainer may name a path instead.
     pub fn models(&self) -> Vec<&str> {
         match self {
+            Self::Pretrain(config) => config.models(),
             Self::Sft(config) => config.models(),
             Self::Grpo(config) => config.models(),
             Self::Pack(config) => config.models(),
-            Self::Ingest(_)
-            | Self::Sql(_)
-            | Self::Union(_)
-            | Self::Figure(_)
-            | Self::Tokenizer(_)
-            | Self::Fasttext(_) => Vec::new(),
-        }
-    }
-    /// Tables that the stage leaves besides what it yields; `name` is what it yields.
-    pub fn side_tables(&self, name: &str) -> Vec<String> {
-        match self {
-            Self::Grpo(_) => grpo::TABLES.iter().map(|suffix| format!("{name}{suffix}")).collect(),
+            Self::Evaluate(config) => config.models(),
             _ => Vec::new(),
         }
     }
@@ -119,38 +131,42 @@ impl StageConfig {
     pub fn files(&self) -> Vec<&Path> {
         match self {
             Self::Sft(config) => config.prompt.iter().map(PathBuf::as_path).collect(),
-            Self::Ingest(_)
-            | Self::Sql(_)
-            | Self::Union(_)
-            | Self::Figure(_)
-            | Self::Pack(_)
-            | Self::Grpo(_)
-            | Self::Tokenizer(_)
-            | Self::Fasttext(_) => Vec::new(),
+            _ => Vec::new(),
+        }
+    }
+    /// Directories whose files the stage reads.
+    pub fn directories(&self) -> Vec<&str> {
+        match self {
+            Self::Evaluate(config) => config.tasks.as_deref().into_iter().collect(),
+            _ => Vec::new(),
         }
     }
     /// Replaces the paths in the settings; `model` tells whether a name is a model's and not a path.
     pub fn resolve(&mut self, model: impl Fn(&str) -> bool, path: impl Fn(&str) -> String) {
-        if let Self::Pack(config) = self
-            && !model(&config.tokenizer)
-        {
-            config.tokenizer = path(&config.tokenizer);
-        }
-        if let Self::Grpo(config) = self
-            && !model(&config.init)
-        {
-            config.init = path(&config.init);
-        }
-        let Self::Sft(config) = self else { return };
-        let name = match &mut config.init {
-            sft::Init::Existing(name) => name,
-            sft::Init::New(new) => &mut new.tokenizer,
+        let name = match self {
+            Self::Sft(config) => {
+                if let Some(prompt) = &mut config.prompt {
+                    *prompt = PathBuf::from(path(&prompt.to_string_lossy()));
+                }
+                match &mut config.init {
+                    sft::Init::Existing(name) => name,
+                    sft::Init::New(new) => &mut new.tokenizer,
+                }
+            }
+            Self::Evaluate(config) => {
+                config.tasks = config.tasks.as_deref().map(&path);
+                &mut config.model
+            }
+            Self::Pretrain(config) => match &mut config.tokenizer {
+                Some(name) => name,
+                None => return,
+            },
+            Self::Pack(config) => &mut config.tokenizer,
+            Self::Grpo(config) => &mut config.init,
+            _ => return,
         };
         if !model(name) {
             *name = path(name);
-        }
-        if let Some(prompt) = &mut config.prompt {
-            *prompt = PathBuf::from(path(&prompt.to_string_lossy()));
         }
     }
 }

@@ -429,7 +429,8 @@ impl Hooks for StageHooks<'_> {
 impl Prepared {
     /// The finished model's directory.
     fn write(&self, target: &std::path::Path, trainer: &Trainer, config: &Config) -> anyhow::Result<()> {
-        export::write_model(target, trainer.config(), &trainer.parameters, config.export, &self.tokenizer_dir)?;
+        let model = trainer.config().clone().into();
+        export::write_model(target, &model, &trainer.parameters, config.export, &self.tokenizer_dir)?;
         if let Some(prompt) = &self.prompt {
             std::fs::write(target.join("prompt.txt"), prompt)?;
         }

@@ -1,0 +1,78 @@
+"""The `evaluate` stage against a straightforward scorer on transformers: the same model, the same task files, the same prompts.
+
+    python benches/peers/evaluate.py REPRO MODEL DATA [--limit N] [--max-length L] [--tasks a,b] [--rounds R] [--precision f32|bf16]
+
+The scorer is that of tests/golden/eval.py: one sequence a candidate, sequences of like length together, logits of all places.
+Each round runs one after the other; the figure of a task is the median of its rounds. Loading and start-up are not counted, tokenising is.
+Prints a table and whether all predictions agree.
+"""
+
+import argparse
+import importlib.util
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+def repro(args, labels, home):
+    """Seconds a task and the items, of one run of the program."""
+    settings = {"model": args.model, "tasks": args.data, "precision": args.precision, "include": labels}
+    settings |= {"limit": args.limit} if args.limit else {}
+    settings |= {"max_length": args.max_length} if args.max_length else {}
+    pipeline = pathlib.Path(home) / "p.yaml"
+    pipeline.write_text(json.dumps({"location": f"{home}/run", "stages": [{"table": "evals", "evaluate": settings}]}))
+    subprocess.run([args.repro, "run", str(pipeline), "--force", "evals"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    rows = lambda table, what: [json.loads(line) for line in subprocess.run(
+        [args.repro, "sql", "--format", "json", "--table", f"t={home}/run/{table}", f"SELECT {what} FROM t"], check=True, capture_output=True, text=True).stdout.splitlines()]
+    seconds = {row["task"]: row["seconds"] for row in rows("evals", "task, seconds") if row["seconds"]}
+    items = {(row["task"], row["item"]): (row["prediction"], row["correct"]) for row in rows("evals_items", "task, item, prediction, correct")}
+    return seconds, items
+
+
+def peer(args, labels):
+    spec = importlib.util.spec_from_file_location("rules", ROOT / "tests/golden/eval.py")
+    rules = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rules)
+    out = rules.score(args.model, args.data, labels, args.limit, args.max_length or 2048, dtype=args.precision, quiet=True)
+    seconds = {label: task["seconds"] for label, task in out.items()}
+    return seconds, {(label, item["item"]): (item["prediction"], item["correct"]) for label, task in out.items() for item in task["items"]}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    for name in ("repro", "model", "data"):
+        parser.add_argument(name)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--max-length", type=int)
+    parser.add_argument("--tasks", default="copa,piqa,openbook_qa,lambada_openai,winogrande,bigbench_language_identification,bigbench_dyck_languages,"
+                        "agi_eval_lsat_ar,bigbench_cs_algorithms,bigbench_repeat_copy_logic,jeopardy,bigbench_qa_wikidata,arc_easy")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", default="f32")
+    args = parser.parse_args()
+    labels = args.tasks.split(",")
+    ours, theirs = {}, {}
+    for _ in range(args.rounds):
+        with tempfile.TemporaryDirectory() as home:
+            seconds, items = repro(args, labels, home)
+        other, expected = peer(args, labels)
+        for label in labels:
+            ours.setdefault(label, []).append(seconds[label])
+            theirs.setdefault(label, []).append(other[label])
+    differ = sum(items[key] != value for key, value in expected.items())
+    print("| task | items | repro, s | transformers, s | times |\n|---|---|---|---|---|")
+    total = [0.0, 0.0]
+    for label in labels:
+        a, b = statistics.median(ours[label]), statistics.median(theirs[label])
+        total = [total[0] + a, total[1] + b]
+        print(f"| {label} | {sum(key[0] == label for key in expected)} | {a:.2f} | {b:.2f} | {b / a:.1f} |")
+    print(f"| all | {len(expected)} | {total[0]:.1f} | {total[1]:.1f} | {total[1] / total[0]:.1f} |")
+    print(f"{differ} of {len(expected)} items differ")
+    sys.exit(differ > 0 and args.precision == "f32")
+
+
+main()

@@ -1,0 +1,239 @@
+//! Scoring whole sequences: the sum of -log p over the tokens of each, by any causal decoder. One thread owns the model, as in the
+//! generating engine; jobs wait their turn. Works on token ids; knows nothing of text or SQL.
+//!
+//! The first token of a sequence is not scored. A sequence longer than the model's positions is cut into windows that share one
+//! token, so that every other token is scored once, seeing what stands before it in its window. Windows of like length share a
+//! pass; logits exist for [`CHUNK`] positions at a time.
+
+use super::{
+    EngineOptions, Precision,
+    cpu::isa::{Bf16, Isa},
+};
+use crate::models::causal::CausalModel;
+use anyhow::{Context, ensure};
+use std::{path::Path, sync::mpsc};
+use tch::{Device, Kind, Tensor};
+use tokio::sync::oneshot;
+
+/// Tokens of one pass, padding included.
+const PASS_TOKENS: usize = 8192;
+/// Positions whose logits exist at the same time.
+const CHUNK: i64 = 512;
+
+/// What one sequence came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Score {
+    /// Sum of -log p, natural logarithm.
+    pub nll: f64,
+    /// Tokens scored.
+    pub tokens: u64,
+}
+
+impl Score {
+    /// exp of the mean -log p.
+    pub fn perplexity(&self) -> f64 {
+        (self.nll / self.tokens as f64).exp()
+    }
+}
+
+struct Job {
+    sequences: Vec<Vec<u32>>,
+    reply: oneshot::Sender<anyhow::Result<Vec<Score>>>,
+}
+
+/// A model that scores. Dropping it ends its thread.
+#[derive(Debug)]
+pub struct Scorer {
+    jobs: mpsc::Sender<Job>,
+    vocab: usize,
+}
+
+impl Scorer {
+    /// Loads a model directory on a thread of its own.
+    ///
+    /// # Errors
+    /// As [`CausalModel::from_dir`]; the device is not there.
+    pub fn start(dir: &Path, options: &EngineOptions) -> anyhow::Result<Self> {
+        let device = options.device.resolve()?;
+        let kind = match options.precision {
+            Precision::F32 => Kind::Float,
+            Precision::Bf16 => Kind::BFloat16,
+            Precision::Auto if device != Device::Cpu || Isa::detect().bf16 != Bf16::None => Kind::BFloat16,
+            Precision::Auto => Kind::Float,
+        };
+        let model = CausalModel::from_dir(dir, device, kind)?;
+        let vocab = model.config().vocab_size();
+        let threads = match options.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        };
+        let (jobs, waiting) = mpsc::channel::<Job>();
+        let work = move || {
+            tch::set_num_threads(threads as i32);
+            let _guard = tch::no_grad_guard();
+            for job in waiting {
+                // Whoever asked may have gone away.
+                let _ = job.reply.send(score(&model, &job.sequences, device, kind));
+            }
+        };
+        std::thread::Builder::new().name("scorer".into()).spawn(work).context("cannot start the scoring thread")?;
+        Ok(Self { jobs, vocab })
+    }
+
+    /// Scores sequences, in their order. One of fewer than two tokens has no tokens scored.
+    ///
+    /// # Errors
+    /// A token id that the model does not have; libtorch fails, such as for lack of memory.
+    pub async fn score(&self, sequences: Vec<Vec<u32>>) -> anyhow::Result<Vec<Score>> {
+        let beyond = sequences.iter().flatten().find(|&&id| id as usize >= self.vocab);
+        if let Some(id) = beyond {
+            anyhow::bail!("token id {id} is outside the model's vocabulary of {}", self.vocab);
+        }
+        let (reply, answer) = oneshot::channel();
+        self.jobs.send(Job { sequences, reply }).ok().context("the scoring thread has ended")?;
+        answer.await.context("the scoring thread has ended")?
+    }
+}
+
+/// Part of a sequence: `inputs` ids from `from` on, each predicting the next.
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    sequence: usize,
+    from: usize,
+    inputs: usize,
+}
+
+fn windows(sequences: &[Vec<u32>], positions: usize) -> Vec<Window> {
+    let mut all = Vec::new();
+    for (sequence, ids) in sequences.iter().enumerate() {
+        let targets = ids.len().saturating_sub(1);
+        let cut = (0..targets).step_by(positions);
+        all.extend(cut.map(|from| Window { sequence, from, inputs: positions.min(targets - from) }));
+    }
+    // Ties keep their order, so that a result does not depend on anything else.
+    all.sort_by_key(|window| window.inputs);
+    all
+}
+
+fn score(model: &CausalModel, sequences: &[Vec<u32>], device: Device, kind: Kind) -> anyhow::Result<Vec<Score>> {
+    let mut scores = vec![Score::default(); sequences.len()];
+    let windows = windows(sequences, model.config().max_positions());
+    let mut rest = windows.as_slice();
+    while !rest.is_empty() {
+        // Sorted: the last one of a pass is the longest.
+        let fits = |n: &usize| *n == 1 || n * rest[n - 1].inputs <= PASS_TOKENS;
+        let count = (1..=rest.len()).take_while(fits).last().unwrap_or(1);
+        let (now, later) = rest.split_at(count);
+        for (window, nll) in now.iter().zip(pass(model, sequences, now, device, kind)?) {
+            let score = &mut scores[window.sequence];
+            score.nll += nll;
+            score.tokens += window.inputs as u64;
+        }
+        rest = later;
+    }
+    Ok(scores)
+}
+
+/// Sum of -log p of each window.
+fn pass(
+    model: &CausalModel,
+    sequences: &[Vec<u32>],
+    windows: &[Window],
+    device: Device,
+    kind: Kind,
+) -> anyhow::Result<Vec<f64>> {
+    let width = windows.last().map_or(0, |w| w.inputs);
+    let mut tokens = vec![0i64; windows.len() * width];
+    let (mut positions, mut targets) = (Vec::new(), Vec::new());
+    for (row, window) in windows.iter().enumerate() {
+        let ids = &sequences[window.sequence][window.from..=window.from + window.inputs];
+        for (i, pair) in ids.windows(2).enumerate() {
+            tokens[row * width + i] = i64::from(pair[0]);
+            positions.push((row * width + i) as i64);
+            targets.push(i64::from(pair[1]));
+        }
+    }
+    let on_device = |ids: &[i64]| Tensor::from_slice(ids).to_device(device);
+    let hidden = model.hidden(&on_device(&tokens).view([windows.len() as i64, width as i64]), kind);
+    let hidden = hidden.f_reshape([-1, hidden.size()[2]])?.f_index_select(0, &on_device(&positions))?;
+    let targets = on_device(&targets);
+    let mut nll = Vec::with_capacity(positions.len());
+    for from in (0..positions.len() as i64).step_by(CHUNK as usize) {
+        let count = CHUNK.min(positions.len() as i64 - from);
+        let log_p = model.logits(&hidden.narrow(0, from, count)).f_log_softmax(-1, Kind::Float)?;
+        let picked = log_p.f_gather(1, &targets.narrow(0, from, count).unsqueeze(1), false)?;
+        nll.extend(Vec::<f32>::try_from(picked.view([-1]))?);
+    }
+    let mut at = 0;
+    let mut sums = Vec::with_capacity(windows.len());
+    for window in windows {
+        sums.push(-nll[at..at + window.inputs].iter().map(|&x| f64::from(x)).sum::<f64>());
+        at += window.inputs;
+    }
+    ensure!(at == nll.len(), "scored {} positions of {at}", nll.len());
+    Ok(sums)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::models::device::DeviceSpec;
+
+    fn options(precision: Precision) -> EngineOptions {
+        EngineOptions { device: DeviceSpec::Cpu, precision, slots: 1, threads: 1 }
+    }
+
+    /// Against the logits of transformers (tests/golden/decoders.py); prompts of different lengths share passes.
+    #[tokio::test]
+    async fn as_transformers() {
+        for model in ["qwen3", "qwen2", "llama"] {
+            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/decoders").join(model);
+            let golden: std::collections::BTreeMap<String, Tensor> =
+                Tensor::read_safetensors(dir.join("expected.safetensors")).unwrap().into_iter().collect();
+            let prompts: Vec<Tensor> = (0..5).map(|i| golden[&format!("prompt.{i}")].shallow_clone()).collect();
+            let ids = |t: &Tensor| Vec::<i64>::try_from(t).unwrap().iter().map(|&id| id as u32).collect();
+            let sequences: Vec<Vec<u32>> = prompts.iter().map(ids).collect();
+            let found = |precision| {
+                let scorer = Scorer::start(&dir, &options(precision)).unwrap();
+                let sequences = sequences.clone();
+                async move { scorer.score(sequences).await.unwrap() }
+            };
+            let (exact, near) = (found(Precision::F32).await, found(Precision::Bf16).await);
+            for (i, prompt) in prompts.iter().enumerate() {
+                let n = prompt.size()[0] - 1;
+                assert_eq!(exact[i].tokens, n as u64);
+                let log_p = golden[&format!("logits.{i}")].log_softmax(-1, Kind::Double).narrow(0, 0, n);
+                let nll =
+                    -log_p.gather(1, &prompt.narrow(0, 1, n).unsqueeze(1), false).sum(Kind::Double).double_value(&[]);
+                assert!((exact[i].nll - nll).abs() <= 1e-4 * nll, "{model} {i}: {} is not {nll}", exact[i].nll);
+                assert!((near[i].nll - nll).abs() <= 0.05 * nll, "{model} {i}: {} is far from {nll}", near[i].nll);
+            }
+        }
+    }
+
+    /// The tiny OpenLM has 32 positions: a longer text is the sum of its windows, which share a token.
+    #[tokio::test]
+    async fn long_sequences_are_read_in_windows() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/openlm");
+        let scorer = Scorer::start(&dir, &options(Precision::F32)).unwrap();
+        let long: Vec<u32> = (0..75).map(|i| i * 7 % 61).collect();
+        let parts = vec![long.clone(), long[..33].to_vec(), long[32..65].to_vec(), long[64..].to_vec()];
+        let scores = scorer.score(parts).await.unwrap();
+        assert_eq!(scores.iter().map(|s| s.tokens).collect::<Vec<_>>(), [74, 32, 32, 10]);
+        let sum: f64 = scores[1..].iter().map(|s| s.nll).sum();
+        assert!((scores[0].nll - sum).abs() < 1e-4, "{} is not {sum}", scores[0].nll);
+        let error = scorer.score(vec![vec![1, 61]]).await.unwrap_err().to_string();
+        assert!(error.contains("token id 61"), "{error}");
+    }
+
+    #[test]
+    fn every_token_but_the_first_is_scored_once() {
+        let sequences = vec![vec![0; 9], vec![], vec![0], vec![0; 2], vec![0; 5]];
+        let mut found: Vec<(usize, usize, usize)> =
+            windows(&sequences, 4).iter().map(|w| (w.sequence, w.from, w.inputs)).collect();
+        assert!(found.is_sorted_by_key(|w| w.2));
+        found.sort_unstable();
+        assert_eq!(found, [(0, 0, 4), (0, 4, 4), (3, 0, 1), (4, 0, 4)]);
+    }
+}
