@@ -7,15 +7,13 @@ SELECT
     CAST(sum(m['kept']) AS DOUBLE) / nullif(sum(m['clean_words']), 0) AS words_kept,
     CAST(sum(m['in_source']) AS DOUBLE) / nullif(sum(m['output_words']), 0) AS words_from_source
 FROM (
-    SELECT set_name, answer, clutter_measure(dirty, clean, inserted, answer) AS m
-    FROM (
-        SELECT CASE WHEN h.dirty = h.clean THEN 'pages left clean' ELSE 'corrupted pages' END AS set_name,
-               h.dirty, h.clean, array_to_string(h.inserted, chr(10)) AS inserted, a.answer
-        FROM held_out h LEFT JOIN answers a ON h.id = a.id
-        UNION ALL
-        SELECT 'documents' AS set_name, d.text AS dirty, d.text AS clean, '' AS inserted, a.answer
-        FROM documents d LEFT JOIN document_answers a ON d.id = a.id
-    )
+    SELECT CASE WHEN h.dirty = h.clean THEN 'pages left clean' ELSE 'corrupted pages' END AS set_name,
+           a.answer,
+           clutter_measure(h.dirty, h.clean, array_to_string(h.inserted, chr(10)), a.answer) AS m
+    FROM held_out h LEFT JOIN answers a ON h.id = a.id
+    UNION ALL
+    SELECT 'documents' AS set_name, a.answer, clutter_measure(d.text, d.text, '', a.answer) AS m
+    FROM documents d LEFT JOIN document_answers a ON d.id = a.id
 )
 GROUP BY set_name
 ORDER BY set_name

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     catalog::session::{Failures, Session, SessionOptions, TableSource},
-    pipeline::plan::split_table,
+    pipeline::plan::paths::split_table,
     storage::{
         commit::TableCommit,
         location::Location,

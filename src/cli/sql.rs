@@ -12,7 +12,7 @@ use crate::{
     models::encoder::config::EncoderConfig,
     pipeline::{
         assets,
-        plan::{Plan, Stage, external_table},
+        plan::{Plan, Stage, paths::external_table},
         run::made,
         spec::Yields,
         sqlscan,
