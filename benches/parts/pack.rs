@@ -131,6 +131,7 @@ fn tokenizer_alone(ranks: &Path, texts: &[String]) -> anyhow::Result<f64> {
 
 fn context(location: &Location, output: &str) -> StageContext {
     StageContext {
+        external: BTreeMap::new(),
         location: location.clone(),
         output: output.to_owned(),
         key: "bench".to_owned(),

@@ -346,6 +346,7 @@ async fn run_stage(
     let stage = &plan.stages[item.stage];
     let cx = StageContext {
         location: plan.location.clone(),
+        external: plan.external.clone(),
         output: stage.name.clone(),
         key: item.key.key.clone(),
         seed: plan.seed,

@@ -45,6 +45,7 @@ impl Bench {
 
     fn context(&self, key: &str) -> StageContext {
         StageContext {
+            external: BTreeMap::new(),
             location: self.location(),
             output: "evals".to_owned(),
             key: key.to_owned(),

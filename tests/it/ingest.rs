@@ -81,6 +81,7 @@ impl Case {
 
 fn context(location: &str, progress: Arc<dyn Progress>) -> StageContext {
     StageContext {
+        external: BTreeMap::new(),
         location: Location::parse(location).unwrap(),
         output: "organic".to_owned(),
         key: "key".to_owned(),

@@ -65,6 +65,7 @@ async fn table(location: &Location, name: &str, texts: &[Option<String>], per_fi
 
 fn context(location: &Location, output: &str) -> StageContext {
     StageContext {
+        external: BTreeMap::new(),
         location: location.clone(),
         output: output.to_owned(),
         key: format!("key-of-{output}"),

@@ -73,6 +73,7 @@ async fn prepared(location: &Location) {
 
 fn context(location: &Location, output: &str) -> StageContext {
     StageContext {
+        external: BTreeMap::new(),
         location: location.clone(),
         output: output.to_owned(),
         key: format!("key-of-{output}"),

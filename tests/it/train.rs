@@ -7,7 +7,7 @@ use arrow::{
     datatypes::{DataType, Field, Schema},
 };
 use repro::{
-    pipeline::stage::{Progress, Silent, StageContext, fasttext, sft, tokenizer},
+    pipeline::stage::{Progress, Silent, StageContext, fasttext, sft, sql::InputTable, tokenizer},
     storage::{
         commit::TableCommit,
         location::Location,
@@ -59,6 +59,7 @@ pub async fn table(location: &Location, name: &str, columns: &[&str], rows: &[Ve
 
 pub fn context(location: &Location, output: &str) -> StageContext {
     StageContext {
+        external: BTreeMap::new(),
         location: location.clone(),
         output: output.to_owned(),
         key: format!("key-of-{output}"),
@@ -245,6 +246,24 @@ async fn what_cannot_be_trained_is_refused() {
     let config: tokenizer::Config = serde_json::from_value(small).unwrap();
     let error = format!("{:#}", tokenizer::run(&config, &context(&location, "x")).await.unwrap_err());
     assert!(error.contains("table `empty`, column `prompt`") && error.contains("no text"), "{error}");
+}
+
+#[tokio::test]
+async fn a_table_made_elsewhere_is_found() {
+    let home = tempfile::tempdir().unwrap();
+    let location = prepared(home.path()).await;
+    let elsewhere = Location::parse(home.path().join("other").to_str().unwrap()).unwrap();
+    let config: tokenizer::Config = serde_json::from_value(json!({"table": "ours", "vocab_size": 300})).unwrap();
+    let managed = InputTable::Managed { location: location.clone(), table: "texts".to_owned() };
+    let external = BTreeMap::from([("ours".to_owned(), managed)]);
+    let cx = StageContext { external, ..context(&elsewhere, "words") };
+    assert_eq!(tokenizer::run(&config, &cx).await.unwrap().rows.kept, 90);
+    let made = |home: &Location| std::fs::read(home.local().unwrap().join("models/words/tokenizer.json")).unwrap();
+    assert_eq!(made(&elsewhere), made(&location), "the same tokenizer of the same table");
+    let files = BTreeMap::from([("ours".to_owned(), InputTable::Files("texts.parquet".to_owned()))]);
+    let cx = StageContext { external: files, ..context(&elsewhere, "other") };
+    let error = format!("{:#}", tokenizer::run(&config, &cx).await.unwrap_err());
+    assert!(error.contains("`ours`") && error.contains("texts.parquet is no finished table"), "{error}");
 }
 
 #[test]

@@ -27,15 +27,16 @@ use std::{
 /// # Errors
 /// The table is not finished, has no such column, or the column is not text. Errors name the file.
 pub async fn read_columns(
-    location: &Location,
+    cx: &StageContext,
     table: &str,
     columns: &[&str],
     mut row: impl FnMut(&[Option<&str>]) -> anyhow::Result<()>,
 ) -> anyhow::Result<u64> {
-    let manifest = TableCommit::manifest(location, table)
+    let (location, name) = cx.table(table)?;
+    let manifest = TableCommit::manifest(&location, &name)
         .await?
         .with_context(|| format!("the table `{table}` is not finished; run the stage that makes it first"))?;
-    let directory = location.join(table);
+    let directory = location.join(&name);
     let mut rows = 0;
     for file in &manifest.files {
         let shown = format!("{directory}/{}", file.path);

@@ -94,7 +94,7 @@ pub async fn run(config: &Config, cx: &StageContext) -> anyhow::Result<ModelMani
     let begin = Instant::now();
     cx.progress.begin(&cx.output, None, 0, "rows");
     let mut examples = Examples::default();
-    let rows = artifact::read_columns(&cx.location, &config.table, &[&config.column, &config.label], |row| {
+    let rows = artifact::read_columns(cx, &config.table, &[&config.column, &config.label], |row| {
         if let [Some(text), Some(label)] = row {
             examples.push(text, label)?;
         }

@@ -3,6 +3,7 @@
 //! A stage yields a table at `<location>/<table>/` or a model at `<location>/models/<name>/`; some make further tables beside it
 //! ([`StageConfig::side_tables`]).
 
+use self::sql::InputTable;
 use crate::{
     storage::{
         location::Location,
@@ -10,6 +11,7 @@ use crate::{
     },
     udf::models::Models,
 };
+use anyhow::bail;
 use datafusion::common::ScalarValue;
 use serde::Serialize;
 use std::{
@@ -176,6 +178,8 @@ impl StageConfig {
 pub struct StageContext {
     /// The pipeline's location; the stage writes below it.
     pub location: Location,
+    /// Tables made elsewhere, by the names that the pipeline gives them.
+    pub external: BTreeMap<String, InputTable>,
     /// The table or model that the stage yields.
     pub output: String,
     /// Hash of everything that decides the output; names the unfinished work that may be continued.
@@ -196,6 +200,22 @@ pub struct StageContext {
     pub model_hashes: BTreeMap<String, String>,
     /// Version of the program that takes part in keys.
     pub code_version: String,
+}
+
+impl StageContext {
+    /// Where the table of that name is: a location and its name there.
+    ///
+    /// # Errors
+    /// The name stands for files without a manifest.
+    pub fn table(&self, name: &str) -> anyhow::Result<(Location, String)> {
+        match self.external.get(name) {
+            None => Ok((self.location.clone(), name.to_owned())),
+            Some(InputTable::Managed { location, table }) => Ok((location.clone(), table.clone())),
+            Some(InputTable::Files(path)) => {
+                bail!("table `{name}`: {path} is no finished table (it has no manifest); `ingest` the files first")
+            }
+        }
+    }
 }
 
 /// Progress of one stage. The terminal draws bars; logs and tests do as they like.

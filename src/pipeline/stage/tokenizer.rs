@@ -62,7 +62,7 @@ pub async fn run(config: &Config, cx: &StageContext) -> anyhow::Result<ModelMani
     let begin = Instant::now();
     cx.progress.begin(&cx.output, None, 0, "rows");
     let (mut texts, mut characters) = (Vec::new(), 0u64);
-    let rows = artifact::read_columns(&cx.location, &config.table, &[&config.column], |row| {
+    let rows = artifact::read_columns(cx, &config.table, &[&config.column], |row| {
         if let Some(text) = row[0].filter(|text| !text.is_empty() && characters < config.max_characters) {
             characters += text.chars().count() as u64;
             texts.push(text.to_owned());

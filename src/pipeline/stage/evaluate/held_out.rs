@@ -18,7 +18,8 @@ pub(super) struct Contexts {
 
 /// Opens the table of that name.
 pub(super) async fn open(cx: &StageContext, table: &str) -> anyhow::Result<Contexts> {
-    let packed = Packed::open(&cx.location, table).await.context("held_out")?;
+    let (location, name) = cx.table(table).context("held_out")?;
+    let packed = Packed::open(&location, &name).await.context("held_out")?;
     let reader = packed.read(Order::Stored, 0);
     Ok(Contexts { name: table.to_owned(), packed, reader })
 }

@@ -229,7 +229,7 @@ impl Reader {
     async fn table(&self, cx: &StageContext, table: &str) -> anyhow::Result<(Vec<Prompt>, Rows)> {
         let mut prompts = Vec::new();
         let mut long = 0u64;
-        let input = artifact::read_columns(&cx.location, table, &["id", "text"], |row| {
+        let input = artifact::read_columns(cx, table, &["id", "text"], |row| {
             let [Some(id), Some(text)] = row else { return Ok(()) };
             if text.trim().is_empty() {
                 return Ok(());

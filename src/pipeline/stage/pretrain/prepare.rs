@@ -8,7 +8,7 @@ use crate::{
         openlm::{OpenLmConfig, Preset, default_ffn},
     },
     pipeline::stage::{StageContext, artifact},
-    storage::{location::Location, packed::Packed},
+    storage::packed::Packed,
     train::{
         optim::AdamWOptions,
         pretrain::{Backward, Plan},
@@ -44,9 +44,13 @@ pub(super) struct Prepared {
 pub(super) async fn prepare(config: &Config, cx: &StageContext) -> anyhow::Result<Prepared> {
     check(config)?;
     let compute = Compute::resolve(&config.device, config.precision)?;
-    let packed = Packed::open(&cx.location, &config.packed).await?;
+    let open = async |table: &str| {
+        let (location, name) = cx.table(table)?;
+        Packed::open(&location, &name).await
+    };
+    let packed = open(&config.packed).await?;
     let held_out = match &config.held_out {
-        Some(table) => Some(Packed::open(&cx.location, table).await?),
+        Some(table) => Some(open(table).await?),
         None => None,
     };
     if let Some(held_out) = &held_out {
@@ -132,7 +136,8 @@ fn same_tokenizer(packed: &Packed, held_out: &Packed) -> anyhow::Result<()> {
 /// A directory with the tokenizer's files: those beside the pack, or those of `tokenizer`, which must be the same.
 async fn tokenizer_files(config: &Config, cx: &StageContext, packed: &Packed) -> anyhow::Result<TempDir> {
     let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
-    let table: Location = cx.location.join(&config.packed);
+    let (location, name) = cx.table(&config.packed)?;
+    let table = location.join(&name);
     for (from, to) in TOKENIZER {
         if let Some(bytes) = table.read(from).await? {
             std::fs::write(directory.path().join(to), bytes)?;

@@ -248,7 +248,7 @@ impl Encoder {
     /// Reads a table of pairs. Rows with a NULL, and those longer than the limit, are dropped and counted.
     async fn table(&self, cx: &StageContext, table: &str) -> anyhow::Result<(Vec<Pair>, Rows)> {
         let mut pairs = Vec::new();
-        let input = artifact::read_columns(&cx.location, table, &["prompt", "completion"], |row| {
+        let input = artifact::read_columns(cx, table, &["prompt", "completion"], |row| {
             if let [Some(prompt), Some(completion)] = row {
                 let pair = self.pair(prompt, completion)?;
                 if pair.prompt.len() + pair.answer.len() <= self.max_length {
