@@ -70,7 +70,7 @@ fn wrong_types() {
             "p.yaml:3:25: `seed` is a key of the pipeline itself; give the parameter another name",
             "p.yaml:5:47: expected a number, found the text `hot`",
             "p.yaml:5:59: expected a whole number, 0 or more, found the number `1.5`",
-            "p.yaml:6:6: the key `kind` is missing; add it, one of `causal_lm`, `fasttext`, `tokenizer`",
+            "p.yaml:6:6: the key `kind` is missing; add it, one of `causal_lm`, `encoder`, `fasttext`, `remote`, `tokenizer`",
             "p.yaml:7:14: `causallm` is no kind of model; did you mean `causal_lm`?",
             "p.yaml:8:6: the model `p` must be a mapping, e.g. { kind: causal_lm, path: … }",
             "p.yaml:9:25: the number `5` does not fit here; see the documentation of this key",
@@ -228,7 +228,7 @@ fn files_that_are_no_pipelines() {
     check(
         "- a\n- b\n",
         &[
-            "p.yaml:1:1: a pipeline is a mapping with `name`, `location`, `seed`, `params`, `models`, `sources`, `tables`, `stages`; this is a list",
+            "p.yaml:1:1: a pipeline is a mapping with `name`, `location`, `seed`, `params`, `models`, `rewards`, `sources`, `tables`, `stages`; this is a list",
         ],
     );
     let (code, stderr) = run(&[("p.yaml", "location: [out\nstages: 1\n")], &[]);
