@@ -4,14 +4,14 @@
 //!     jsonl(.zst|.gz) / parquet, local or s3://
 //!             │ ingest            stable id, source file + row, text
 //!             ▼
-//!         organic ──fastText──▶ organic_hq ────────────────┐
+//!         organic ──fasttext_score()──▶ organic_hq ────────┐
 //!             │                                            │
-//!             │ rephrase()   ◀── rephraser                 │
+//!             │ rephrase()   ◀── rephraser ◀── sft, grpo   │      (grpo: rollouts scored by repro_reward)
 //!             ▼                                            │
-//!         recycled ── length_ratio() structure_preserved() fasttext_score()
+//!         recycled ── repro_reward(): dataman() bertscore() structure_preserved() length_ratio()
 //!             │                                            │
-//!             ▼ select                                     │
-//!         recycled_hq ───────────────▶ mixture ◀───────────┘
+//!             ▼ select                                     ▼
+//!         recycled_hq ───────────────────────────────▶ mixture ──pack──▶ packed ──pretrain──▶ model ──evaluate──▶ core
 //! ```
 //!
 //! Every arrow is a SQL file in `sql/` or one trainer stage. Every box is a directory of Parquet files with a
@@ -23,7 +23,7 @@
 //! | [`pipeline`] | YAML → spec → plan → run; the stages | terminals |
 //! | [`catalog`] | DataFusion sessions: tables, functions, the model operator | pipelines |
 //! | [`udf`] | one file per SQL function: Arrow in, Arrow out | files, stages |
-//! | [`train`] | sft, loss, optimiser, schedule, checkpoints | SQL |
+//! | [`train`] | sft, grpo, pretraining: loss, optimiser, schedule, checkpoints | SQL |
 //! | [`eval`] | the 22 tasks: prompts, few-shot draws, scores, means | SQL, tables |
 //! | [`rewards`] | pure measures of a document or a pair | I/O, Arrow, SQL |
 //! | [`engine`] | scheduler, KV cache, sampling, device threads | text, SQL, Arrow |

@@ -1,10 +1,11 @@
 //! The stage: what it leaves, that it can be stopped and continued, and what it refuses.
 
+use crate::s3::{Faults, Server};
 use crate::train::{CancelAt, context, prepared, read, sft_config, some, table, transformers_agrees};
 use arrow::array::{Array, Float64Array, Int64Array, RecordBatch, StringArray};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use repro::{
-    pipeline::stage::{grpo, sft},
+    pipeline::stage::{StageContext, grpo, sft, sql::InputTable},
     storage::{commit::TableCommit, location::Location, manifest::Rows},
 };
 use serde_json::{Value, json};
@@ -129,6 +130,35 @@ async fn a_cancelled_run_continues_to_the_same_weights_and_rollouts() {
     assert_eq!(rows(&location, "stopped_rollouts").await, rows(&location, "whole_rollouts").await);
     let rollouts = rows(&location, "whole_rollouts").await;
     assert_eq!(floats(&rollouts, "kl").null_count(), rollouts.num_rows(), "no reference, no divergence");
+}
+
+/// The model and every rollout are the same on a bucket whose server fails now and then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_holds_the_same() {
+    let home = tempfile::tempdir().unwrap();
+    let location = ready(home.path()).await;
+    grpo::run(&config(&[]), &context(&location, "better")).await.unwrap();
+    let server = Server::start(Faults { error: 9, ..Faults::default() }).await;
+    server.bucket("grpo-bucket");
+    let bucket = Location::parse("s3://grpo-bucket/run").unwrap();
+    let base = Location::parse(home.path().to_str().unwrap()).unwrap();
+    let external = ["documents", "others"].map(|name| {
+        let managed = InputTable::Managed { location: base.clone(), table: name.to_owned() };
+        (name.to_owned(), managed)
+    });
+    let init = home.path().join("models/small");
+    let on_bucket = config(&[("init", json!(init))]);
+    grpo::run(&on_bucket, &StageContext { external: external.into(), ..context(&bucket, "better") }).await.unwrap();
+    let weights = |location: &Location| location.join("models/better");
+    let of = async |location: &Location| weights(location).read("model.safetensors").await.unwrap().unwrap();
+    assert_eq!(of(&bucket).await, of(&location).await);
+    for table in ["better_rollouts", "better_metrics"] {
+        let (there, here) = (rows(&bucket, table).await, rows(&location, table).await);
+        assert_eq!(there.num_rows(), here.num_rows());
+        if table == "better_rollouts" {
+            assert_eq!(there, here);
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
