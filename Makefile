@@ -12,6 +12,7 @@ build: libtorch
 quickstart: build
 	@$(CARGO) run --quiet --bin repro -- run pipelines/quickstart.yaml
 	@$(CARGO) run --quiet --bin repro -- sql --pipeline pipelines/quickstart.yaml --file sql/before_after.sql
+	@$(CARGO) run --quiet --bin repro -- sql --pipeline pipelines/quickstart.yaml --file sql/rewards_table.sql
 
 test: libtorch
 	$(CARGO) test
