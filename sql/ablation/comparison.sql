@@ -5,10 +5,12 @@ SELECT
     count(*) AS documents,
     CAST(count(*) AS DOUBLE) / max(asked) AS answered,
     avg(quality) AS quality,
-    avg(CAST(structure AS INT)) AS structure,
-    avg(CASE WHEN length_ratio <= 1.25 THEN 1.0 ELSE 0.0 END) AS length,
+    avg(meaning) AS meaning,
+    avg(structure) AS structure,
+    avg(length) AS length,
+    avg(f1) AS f1,
     avg(length_ratio) AS length_ratio,
-    avg(3.0 * quality + CAST(structure AS INT) + CASE WHEN length_ratio <= 1.25 THEN 1.0 ELSE 0.0 END) AS total
+    avg(3.0 * quality + meaning + structure + length) AS total
 FROM scored
 CROSS JOIN (SELECT count(*) AS asked FROM rl_held_out)
 GROUP BY variant
