@@ -21,7 +21,7 @@ pub fn models() -> BTreeMap<String, ModelSpec> {
     let mut models = BTreeMap::new();
     let Some(directory) = directory() else { return models };
     let text = |path: PathBuf| path.to_string_lossy().into_owned();
-    for (name, folder) in [("rephraser", "pocket-rephraser"), ("dataman", "pocket-dataman")] {
+    for (name, folder) in [("rephraser", "pocket-editor"), ("dataman", "pocket-dataman")] {
         let path = directory.join(folder);
         if path.is_dir() {
             let spec = CausalLmSpec { path: text(path), ..CausalLmSpec::default() };
