@@ -12,8 +12,6 @@ FROM (
         CROSS JOIN (SELECT value AS variant FROM generate_series(1, $variants))
     )
 )
--- Much clutter is plain to see, and an untouched page stands below as clean text: a third of these is enough.
-WHERE (share > 0.0 AND share <= 0.35) OR variant % 3 = 0
 UNION ALL
 SELECT concat(id, '-clean-', variant) AS id, pair['clean'] AS text, 5 AS overall
 FROM (
