@@ -68,19 +68,21 @@ pub enum FormatStep {
     OneOf(Arc<[u32]>),
     /// As [`Self::OneOf`], with so many thousandths added to the logit of the last token: a choice that has been calibrated.
     Leaning(Arc<[u32]>, i32),
+    /// As [`Self::OneOf`], and the completion tells how likely each token was ([`Completion::chances`]).
+    Weighed(Arc<[u32]>),
 }
 
 impl FormatStep {
     /// The tokens that a step names.
     fn ids(&self) -> &Arc<[u32]> {
-        let (Self::Forced(ids) | Self::OneOf(ids) | Self::Leaning(ids, _)) = self;
+        let (Self::Forced(ids) | Self::OneOf(ids) | Self::Leaning(ids, _) | Self::Weighed(ids)) = self;
         ids
     }
     /// Tokens to choose from, and what is added to the last one's logit; None where nothing is to be chosen.
     fn choice(&self) -> Option<(&[u32], f32)> {
         match self {
             Self::Forced(_) => None,
-            Self::OneOf(ids) => Some((ids, 0.0)),
+            Self::OneOf(ids) | Self::Weighed(ids) => Some((ids, 0.0)),
             Self::Leaning(ids, thousandths) => Some((ids, *thousandths as f32 / 1000.0)),
         }
     }
@@ -107,6 +109,8 @@ pub struct Completion {
     pub tokens: Vec<u32>,
     /// Why it ended.
     pub finish: FinishReason,
+    /// For each [`FormatStep::Weighed`] of the request, in order: the probabilities of its tokens among each other, at temperature 1.
+    pub chances: Vec<Box<[f32]>>,
 }
 
 /// A fault of one request; the others go on.
@@ -262,7 +266,7 @@ impl Engine {
         }
         self.check(&request)?;
         if request.max_new_tokens == 0 {
-            return Ok(Completion { tokens: Vec::new(), finish: FinishReason::Length });
+            return Ok(Completion { tokens: Vec::new(), finish: FinishReason::Length, chances: Vec::new() });
         }
         let (reply, answer) = tokio::sync::oneshot::channel();
         self.shared.counters.waiting.fetch_add(1, Ordering::Relaxed);

@@ -256,7 +256,8 @@ impl Scheduler<'_> {
                 Ok(token) => {
                     if let Some(finish) = sequence.accept(token) {
                         let tokens = sequence.tokens[sequence.prompt..].to_vec();
-                        leaving.push((index, Ok(Completion { tokens, finish })));
+                        let chances = sequence.take_chances();
+                        leaving.push((index, Ok(Completion { tokens, finish, chances })));
                     }
                 }
                 Err(NotANumber) => leaving.push((index, Err(RequestError::NotANumber(sequence.generated())))),
@@ -288,6 +289,7 @@ impl Scheduler<'_> {
 /// Draws with the request's own stream, from all tokens or from those that its format allows.
 fn draw(sequence: &mut Sequence, logits: &[f32]) -> Result<u32, NotANumber> {
     thread_local!(static SAMPLER: RefCell<Sampler> = RefCell::default());
+    sequence.weigh(logits);
     let allowed: Option<(Vec<u32>, f32)> = sequence.allowed().map(|(ids, lean)| (ids.to_vec(), lean));
     let Role::Request { request, rng, .. } = &mut sequence.role else { return Err(NotANumber) };
     let mut pick = |row: &[f32]| {

@@ -69,6 +69,8 @@ pub enum Role {
         prefix: Option<Arc<[u32]>>,
         /// Steps of the request's format that are done.
         steps: usize,
+        /// As [`super::Completion::chances`], so far.
+        chances: Vec<Box<[f32]>>,
     },
     /// Computes a shared prefix.
     Prefix(Arc<[u32]>),
@@ -81,7 +83,7 @@ impl Sequence {
         let tokens: Vec<u32> = request.prefix.iter().chain(&request.prompt).copied().collect();
         let rng = Box::new(ChaCha8Rng::seed_from_u64(request.seed));
         let prompt = tokens.len();
-        let role = Role::Request { request, stop, reply, rng, prefix, steps: 0 };
+        let role = Role::Request { request, stop, reply, rng, prefix, steps: 0, chances: Vec::new() };
         let mut sequence = Self { tokens, prompt, cached, pages, shared, role };
         sequence.force();
         sequence
@@ -111,6 +113,26 @@ impl Sequence {
     pub fn allowed(&self) -> Option<(&[u32], f32)> {
         let Role::Request { request, steps, .. } = &self.role else { return None };
         request.format.as_ref()?.get(*steps)?.choice()
+    }
+
+    /// Keeps what a weighed step's logits say, where the next step is one.
+    pub fn weigh(&mut self, logits: &[f32]) {
+        let Role::Request { request, steps, chances, .. } = &mut self.role else { return };
+        let step = request.format.as_ref().and_then(|format| format.get(*steps));
+        let Some(FormatStep::Weighed(ids)) = step else { return };
+        let row: Vec<f32> = ids.iter().map(|&id| logits[id as usize]).collect();
+        let high = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weights: Vec<f32> = row.iter().map(|x| (x - high).exp()).collect();
+        let sum: f32 = weights.iter().sum();
+        chances.push(weights.iter().map(|w| w / sum).collect());
+    }
+
+    /// What was weighed.
+    pub fn take_chances(&mut self) -> Vec<Box<[f32]>> {
+        match &mut self.role {
+            Role::Request { chances, .. } => std::mem::take(chances),
+            Role::Prefix(_) => Vec::new(),
+        }
     }
 
     /// Appends the token that was drawn and what must follow it; says why the sequence ends, if it does. A stop token is only appended

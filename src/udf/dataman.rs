@@ -7,6 +7,9 @@
 //! The request goes through the model's own chat template, else through ChatML where the tokenizer has its marks, else it stands as it is
 //! with a newline after it. A text is cut to the protocol's limits and, where they are tighter, to the model's `max_prompt_tokens`. The
 //! empty text is scored like any other.
+//!
+//! `expected` is the mean over the fourteen criteria of the score's expected value, from the probabilities of the five digits. It tells texts apart
+//! that get the same whole scores. NULL at an endpoint, which tells no probabilities. Not in the paper.
 
 use super::{
     CallOutput, ModelFunction,
@@ -28,13 +31,13 @@ use crate::{
 };
 use anyhow::{Context, ensure};
 use arrow::{
-    array::{ArrayRef, AsArray, Int64Array, StringArray, StructArray},
+    array::{ArrayRef, AsArray, Float64Array, Int64Array, StringArray, StructArray},
     buffer::NullBuffer,
     datatypes::{DataType, Field, Fields},
 };
 use datafusion::error::Result;
 use futures::future::join_all;
-use std::{ops::RangeInclusive, sync::Arc};
+use std::{collections::BTreeSet, ops::RangeInclusive, sync::Arc};
 
 /// A reply: the values and the newlines between them.
 const REPLY_TOKENS: usize = 2 * VALUES - 1;
@@ -46,7 +49,9 @@ pub struct Dataman;
 /// Fields of the result.
 fn fields() -> Fields {
     let domain = Field::new("domain", DataType::Utf8, true);
-    [domain].into_iter().chain(CRITERIA.map(|name| Field::new(name, DataType::Int64, true))).collect()
+    let expected = Field::new("expected", DataType::Float64, true);
+    let scores = CRITERIA.map(|name| Field::new(name, DataType::Int64, true));
+    [domain].into_iter().chain(scores).chain([expected]).collect()
 }
 
 #[async_trait::async_trait]
@@ -69,17 +74,27 @@ impl ModelFunction for Dataman {
         let mut scored = score_all(models, model, &given).await.map_err(external)?.into_iter();
         let rows: Vec<_> = texts.iter().map(|text| text.and_then(|_| scored.next())).collect();
         let output_tokens = (rows.iter().flatten().flatten().count() * VALUES) as u64;
-        let done: Vec<Option<&Scores>> = rows.iter().map(|row| row.as_ref()?.as_ref().ok()).collect();
+        let done: Vec<Option<&Scored>> = rows.iter().map(|row| row.as_ref()?.as_ref().ok()).collect();
         let mut columns: Vec<ArrayRef> =
-            vec![Arc::new(done.iter().map(|scores| scores.map(|s| s.domain)).collect::<StringArray>())];
+            vec![Arc::new(done.iter().map(|row| row.map(|s| s.scores.domain)).collect::<StringArray>())];
         for i in 0..CRITERIA.len() {
-            columns.push(Arc::new(done.iter().map(|scores| scores.map(|s| s.scores[i])).collect::<Int64Array>()));
+            columns.push(Arc::new(done.iter().map(|row| row.map(|s| s.scores.scores[i])).collect::<Int64Array>()));
         }
+        columns.push(Arc::new(done.iter().map(|row| row.and_then(|s| s.expected)).collect::<Float64Array>()));
         let valid = NullBuffer::from_iter(done.iter().map(Option::is_some));
         let array = Arc::new(StructArray::try_new(fields(), columns, Some(valid))?);
         let errors = rows.into_iter().map(|row| row?.err()).collect();
         Ok(CallOutput { array, errors, output_tokens })
     }
+}
+
+/// What a text gets.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scored {
+    /// The reply.
+    pub scores: Scores,
+    /// Mean expected score, 1 to 5; see the file.
+    pub expected: Option<f64>,
 }
 
 /// Scores every text at once.
@@ -90,7 +105,7 @@ pub async fn score_all(
     models: &Models,
     model: &str,
     texts: &[&str],
-) -> anyhow::Result<Vec<std::result::Result<Scores, String>>> {
+) -> anyhow::Result<Vec<std::result::Result<Scored, String>>> {
     let scorer = models.dataman(model).await?;
     Ok(join_all(texts.iter().map(|text| scorer.score(text))).await)
 }
@@ -119,12 +134,19 @@ impl Scorer {
         Ok(Self { speaker, form, format })
     }
 
-    async fn score(&self, text: &str) -> std::result::Result<Scores, String> {
+    async fn score(&self, text: &str) -> std::result::Result<Scored, String> {
         let text = cut(&without_noise(text), LIMITS, self.speaker.tokenizer()).map_err(|error| format!("{error:#}"))?;
         let draw = Draw::greedy(REPLY_TOKENS, self.format.clone());
         let reply = self.speaker.put(&self.form, &text, draw).await?;
-        parse(&reply.text).map_err(|error| format!("{error:#}"))
+        let scores = parse(&reply.text).map_err(|error| format!("{error:#}"))?;
+        Ok(Scored { scores, expected: expected(&reply.chances) })
     }
+}
+
+/// Mean over the criteria of the score's expected value; a step's probabilities stand in the order of the scores.
+fn expected(chances: &[Box<[f32]>]) -> Option<f64> {
+    let of = |step: &[f32]| step.iter().zip(SCORES).map(|(&p, score)| f64::from(p) * score as f64).sum::<f64>();
+    (chances.len() == CRITERIA.len()).then(|| chances.iter().map(|step| of(step)).sum::<f64>() / CRITERIA.len() as f64)
 }
 
 /// The reply's form in a tokenizer's ids: a letter A to O, then fourteen times a newline and a digit 1 to 5. What stands at a place is found by
@@ -147,7 +169,7 @@ fn reply_format(tokenizer: &Tokenizer) -> anyhow::Result<Arc<[FormatStep]>> {
     let plain = ['1'; CRITERIA.len()];
     let letters = (b'A'..).take(DOMAINS.len()).map(char::from);
     let domains: Vec<Vec<u32>> = letters.map(|letter| encode(letter, &plain)).collect::<anyhow::Result<_>>()?;
-    let mut steps = vec![one_of(&domains, 0)?];
+    let mut steps = vec![FormatStep::OneOf(differing(&domains, 0)?)];
     for place in 0..CRITERIA.len() {
         let with = |digit: &char| {
             let mut scores = plain;
@@ -157,22 +179,21 @@ fn reply_format(tokenizer: &Tokenizer) -> anyhow::Result<Arc<[FormatStep]>> {
         let replies: Vec<Vec<u32>> = digits.iter().map(with).collect::<anyhow::Result<_>>()?;
         let at = 2 * place + 2;
         steps.push(FormatStep::Forced(Arc::from([replies[0][at - 1]])));
-        steps.push(one_of(&replies, at)?);
+        steps.push(FormatStep::Weighed(differing(&replies, at)?));
     }
     Ok(steps.into())
 }
 
-/// The ids in which replies differ at one place, lowest first; elsewhere they must agree.
-fn one_of(replies: &[Vec<u32>], at: usize) -> anyhow::Result<FormatStep> {
-    let mut ids: Vec<u32> = replies.iter().map(|reply| reply[at]).collect();
-    ids.sort_unstable();
-    ids.dedup();
+/// The ids in which replies differ at one place, in the order of the replies; elsewhere they must agree.
+fn differing(replies: &[Vec<u32>], at: usize) -> anyhow::Result<Arc<[u32]>> {
+    let ids: Vec<u32> = replies.iter().map(|reply| reply[at]).collect();
+    let different: BTreeSet<u32> = ids.iter().copied().collect();
     let others_agree = replies.iter().all(|reply| {
         reply.iter().zip(&replies[0]).enumerate().all(|(place, (one, other))| place == at || one == other)
     });
     ensure!(
-        ids.len() == replies.len() && others_agree,
+        different.len() == replies.len() && others_agree,
         "the tokenizer does not tell the values of a DataMan reply apart by one token each"
     );
-    Ok(FormatStep::OneOf(ids.into()))
+    Ok(ids.into())
 }

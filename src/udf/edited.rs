@@ -43,6 +43,7 @@ pub async fn edited(lm: &LanguageModel, engine: &dyn Complete, text: &str, seed:
         prompt_tokens: before + done.tokens.len() - script.len(),
         output_tokens: script.len(),
         truncated: false,
+        chances: Vec::new(),
     })
 }
 

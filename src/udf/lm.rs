@@ -101,6 +101,8 @@ pub struct Answer {
     pub output_tokens: usize,
     /// The prompt lost its middle.
     pub truncated: bool,
+    /// As [`Completion::chances`]; an endpoint tells none.
+    pub chances: Vec<Box<[f32]>>,
 }
 
 /// How an answer is to be drawn.
@@ -168,7 +170,7 @@ pub async fn put(
     let done = engine.complete(request).await.map_err(|e| e.to_string())?;
     let output_tokens = done.tokens.len();
     let text = lm.tokenizer.decode(&done.tokens).map_err(|e| format!("{e:#}"))?;
-    Ok(Answer { text, finish: done.finish, prompt_tokens, output_tokens, truncated })
+    Ok(Answer { text, finish: done.finish, prompt_tokens, output_tokens, truncated, chances: done.chances })
 }
 
 /// Whoever rephrases: a model in this process, an endpoint, or a stand-in for tests.
@@ -288,7 +290,11 @@ mod tests {
             let document = text.strip_prefix("rewrite: ").unwrap().strip_suffix(" = ").unwrap();
             let (answer, finish) = (self.answer)(document);
             self.requests.lock().unwrap().push(request);
-            Ok(Completion { tokens: self.lm.tokenizer.encode(answer, Special::Recognise).unwrap(), finish })
+            Ok(Completion {
+                tokens: self.lm.tokenizer.encode(answer, Special::Recognise).unwrap(),
+                finish,
+                chances: Vec::new(),
+            })
         }
     }
 

@@ -228,6 +228,7 @@ fn read(reply: &Value, api: Api) -> Result<Answer, String> {
         prompt_tokens: tokens("prompt_tokens"),
         output_tokens: tokens("completion_tokens"),
         truncated: false,
+        chances: Vec::new(),
     })
 }
 

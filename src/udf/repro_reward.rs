@@ -147,7 +147,7 @@ async fn dataman_scores(
         dataman::score_all(models, &config.dataman.model, &wanted).await.context("the part `dataman` of the reward")?
     };
     let look = |text: &str| match &scored[places[text]] {
-        Ok(scores) => Ok(scores.overall() as f64),
+        Ok(scored) => Ok(scored.scores.overall() as f64),
         Err(error) => Err(format!("dataman: {error}")),
     };
     let of_pair = |i: usize| {

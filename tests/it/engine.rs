@@ -431,10 +431,15 @@ fn one_of(ids: &[u32]) -> FormatStep {
 }
 
 /// The likeliest of `ids` after `tokens`, by the whole-sequence forward pass.
-fn likeliest(decoder: &Decoder, tokens: &[u32], ids: &[u32]) -> u32 {
+/// Logits of the token after `tokens`, by libtorch.
+fn next_logits(decoder: &Decoder, tokens: &[u32]) -> Vec<f32> {
     let tokens: Vec<i64> = tokens.iter().map(|&id| i64::from(id)).collect();
     let hidden = decoder.hidden(&Tensor::from_slice(&tokens).unsqueeze(0), Kind::Float);
-    let row = Vec::<f32>::try_from(decoder.logits(&hidden).squeeze_dim(0).get(-1)).unwrap();
+    Vec::<f32>::try_from(decoder.logits(&hidden).squeeze_dim(0).get(-1)).unwrap()
+}
+
+fn likeliest(decoder: &Decoder, tokens: &[u32], ids: &[u32]) -> u32 {
+    let row = next_logits(decoder, tokens);
     *ids.iter().max_by(|a, b| row[**a as usize].total_cmp(&row[**b as usize])).unwrap()
 }
 
@@ -445,7 +450,7 @@ async fn a_known_form_is_filled_with_the_likeliest_allowed_tokens() {
         forced(&[3, 4]),
         one_of(&[10, 20, 30]),
         forced(&[5]),
-        one_of(&[11, 21]),
+        FormatStep::Weighed(Arc::from([11, 21])),
         one_of(&[7]),
         forced(&[8, 9]),
         lean(100_000),
@@ -456,11 +461,17 @@ async fn a_known_form_is_filled_with_the_likeliest_allowed_tokens() {
         let decoder = Decoder::from_dir(&golden(model), Device::Cpu, Kind::Float).unwrap();
         let prompt = ids(&expected(model)("prompt", 2));
         let mut wanted = prompt.clone();
+        let mut share = 0.0;
         for step in &format {
             match step {
                 FormatStep::Forced(ids) => wanted.extend_from_slice(ids),
                 FormatStep::OneOf(ids) => wanted.push(likeliest(&decoder, &wanted, ids)),
                 FormatStep::Leaning(ids, thousandths) => wanted.push(ids[usize::from(*thousandths > 0)]),
+                FormatStep::Weighed(ids) => {
+                    let row = next_logits(&decoder, &wanted);
+                    share = 1.0 / (1.0 + (row[ids[1] as usize] - row[ids[0] as usize]).exp());
+                    wanted.push(likeliest(&decoder, &wanted, ids));
+                }
             }
         }
         // A stop token and a limit play no part.
@@ -472,6 +483,11 @@ async fn a_known_form_is_filled_with_the_likeliest_allowed_tokens() {
         let done = done.unwrap();
         assert_eq!(done.tokens, wanted[prompt.len()..], "{model}");
         assert_eq!(done.finish, FinishReason::Stop);
+        let [chances] = &done.chances[..] else { panic!("one step is weighed: {:?}", done.chances) };
+        assert!(
+            (chances[0] - share).abs() < 1e-4 && (chances[0] + chances[1] - 1.0).abs() < 1e-6,
+            "{chances:?}, {share}"
+        );
         assert_eq!(engine.stats().output_tokens - before.output_tokens, 5 + 5 * 12, "one pass a choice");
         let sampled = Request { sampling: Sampling { temperature: 2.0, top_p: 1.0, top_k: 0 }, ..request };
         for seed in 0..8 {

@@ -97,7 +97,9 @@ async fn dataman_values_are_those_of_transformers_under_the_same_constraints() {
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let scored = repro::udf::dataman::score_all(&models, "dataman", &texts).await.unwrap();
     for ((case, scores), text) in cases.iter().zip(scored).zip(texts) {
-        let scores = scores.unwrap();
+        let scored = scores.unwrap();
+        assert!(scored.expected.is_some_and(|mean| (1.0..=5.0).contains(&mean)), "{:?}", scored.expected);
+        let scores = scored.scores;
         let letter = repro::rewards::dataman::DOMAINS.iter().position(|d| *d == scores.domain).unwrap();
         let values = scores.scores.iter().map(|score| score.to_string());
         let reply: String = [char::from(b'A' + letter as u8).to_string()].into_iter().chain(values).collect();
