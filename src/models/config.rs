@@ -152,7 +152,7 @@ impl DecoderConfig {
     /// # Errors
     /// A zero size, heads that the key/value heads do not divide, an odd head width.
     pub fn validate(&self) -> anyhow::Result<()> {
-        for (name, value) in [
+        positive(&[
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden),
             ("num_hidden_layers", self.layers),
@@ -161,9 +161,7 @@ impl DecoderConfig {
             ("head_dim", self.head_dim),
             ("intermediate_size", self.ffn),
             ("max_position_embeddings", self.max_positions),
-        ] {
-            ensure!(value > 0, "`{name}` must be at least 1");
-        }
+        ])?;
         ensure!(
             self.heads.is_multiple_of(self.kv_heads),
             "`num_attention_heads` {} is not a multiple of `num_key_value_heads` {}",
@@ -346,6 +344,14 @@ fn rope(json: &Map<String, Value>, max_positions: usize) -> anyhow::Result<(f64,
         other => bail!("rope scaling `{other}` is not supported; supported: default, linear, llama3, yarn"),
     };
     Ok((theta, scaling))
+}
+
+/// Refuses a size of 0.
+pub(super) fn positive(sizes: &[(&str, usize)]) -> anyhow::Result<()> {
+    for (name, value) in sizes {
+        ensure!(*value > 0, "`{name}` must be at least 1");
+    }
+    Ok(())
 }
 
 pub(super) fn size(json: &Map<String, Value>, key: &str) -> anyhow::Result<usize> {

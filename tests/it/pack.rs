@@ -9,7 +9,7 @@ use arrow::{
 use md5::{Digest, Md5};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use repro::{
-    pipeline::stage::{Silent, StageContext, pack, sql::InputTable},
+    pipeline::stage::{StageContext, pack, sql::InputTable},
     storage::{
         commit::TableCommit,
         location::Location,
@@ -19,7 +19,6 @@ use repro::{
         pack::Facts,
         tokenizer::{Special, Tokenizer},
     },
-    udf::models::Models,
 };
 use serde_json::{Value, json};
 use std::{
@@ -64,20 +63,7 @@ async fn table(location: &Location, name: &str, texts: &[Option<String>], per_fi
 }
 
 fn context(location: &Location, output: &str) -> StageContext {
-    StageContext {
-        external: BTreeMap::new(),
-        location: location.clone(),
-        output: output.to_owned(),
-        key: format!("key-of-{output}"),
-        seed: 11,
-        params: BTreeMap::new(),
-        models: Models::new(BTreeMap::new(), 11),
-        progress: Arc::new(Silent),
-        cancel: CancellationToken::new(),
-        inputs: BTreeMap::new(),
-        model_hashes: BTreeMap::new(),
-        code_version: "1".to_owned(),
-    }
+    StageContext { inputs: BTreeMap::new(), ..crate::train::context(location, output) }
 }
 
 fn config(changes: Value) -> pack::Config {

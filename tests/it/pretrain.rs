@@ -9,13 +9,12 @@ use arrow::{
 };
 use repro::{
     models::causal::CausalModel,
-    pipeline::stage::{Progress, Silent, StageContext, pretrain},
+    pipeline::stage::{Progress, StageContext, pretrain},
     storage::{
         commit::TableCommit,
         location::Location,
         manifest::{Manifest, ModelManifest, Rows},
     },
-    udf::models::Models,
 };
 use serde_json::{Value, json};
 use std::{
@@ -73,18 +72,8 @@ async fn prepared(location: &Location) {
 
 fn context(location: &Location, output: &str) -> StageContext {
     StageContext {
-        external: BTreeMap::new(),
-        location: location.clone(),
-        output: output.to_owned(),
-        key: format!("key-of-{output}"),
-        seed: 11,
-        params: BTreeMap::new(),
-        models: Models::new(BTreeMap::new(), 11),
-        progress: Arc::new(Silent),
-        cancel: CancellationToken::new(),
         inputs: BTreeMap::from([("packed".to_owned(), "hash".to_owned())]),
-        model_hashes: BTreeMap::new(),
-        code_version: "1".to_owned(),
+        ..crate::train::context(location, output)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What an OpenLM model looks like: sizes, presets, names and shapes of its parameters, and its `config.json`. Facts:
 //! reference section 7.1. Does not touch tensors.
 
-use crate::models::config::{read_object, size, token_ids};
+use crate::models::config::{positive, read_object, size, token_ids};
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -95,16 +95,14 @@ impl OpenLmConfig {
     /// # Errors
     /// A zero size, heads that do not divide the width, an odd head width.
     pub fn validate(&self) -> anyhow::Result<()> {
-        for (name, value) in [
+        positive(&[
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden),
             ("num_hidden_layers", self.layers),
             ("num_attention_heads", self.heads),
             ("intermediate_size", self.ffn),
             ("max_position_embeddings", self.max_positions),
-        ] {
-            ensure!(value > 0, "`{name}` must be at least 1");
-        }
+        ])?;
         ensure!(
             self.hidden.is_multiple_of(self.heads),
             "the width {} cannot be split into {} heads",

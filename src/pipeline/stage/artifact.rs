@@ -1,5 +1,5 @@
-//! What the stages that make a model share: reading text columns of a table, finding the models they start from, and publishing a
-//! directory with its manifest last. Knows nothing of training.
+//! What the stages that make a model share: reading text columns of a table, finding the models they start from, the thread that they train
+//! on, and publishing a directory with its manifest last. Knows nothing of how a model learns.
 
 use super::StageContext;
 use crate::{
@@ -9,6 +9,7 @@ use crate::{
         location::Location,
         manifest::{Cost, DataFile, MANIFEST, ModelManifest, Rows},
     },
+    train::checkpoint::Store,
     udf::models::ModelSpec,
 };
 use anyhow::{Context, bail, ensure};
@@ -21,6 +22,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
+use tempfile::TempDir;
 
 /// Reads text columns of a finished table, row by row, in the table's order; a row's values stand in the order of `columns`.
 ///
@@ -134,6 +136,31 @@ pub async fn finished(cx: &StageContext) -> anyhow::Result<Option<ModelManifest>
     let Some(bytes) = directory(cx).read(MANIFEST).await? else { return Ok(None) };
     let manifest: Option<ModelManifest> = serde_json::from_slice(&bytes).ok();
     Ok(manifest.filter(|m| m.key == cx.key))
+}
+
+/// Runs `work` on a thread of its own, with an empty directory to fill; gives what it returned, and the directory.
+///
+/// # Errors
+/// What `work` reports; no temporary directory can be made.
+pub async fn on_thread<T: Send + 'static>(
+    work: impl FnOnce(&Path) -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<(T, TempDir)> {
+    let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
+    let target = directory.path().to_owned();
+    let made =
+        tokio::task::spawn_blocking(move || work(&target)).await.context("the training thread ended early")??;
+    Ok((made, directory))
+}
+
+/// Publishes a trained model; its checkpoints are not needed any more.
+///
+/// # Errors
+/// As [`publish`]; a checkpoint cannot be removed.
+pub async fn finish(cx: &StageContext, store: &Store, from: &Path, summary: Summary) -> anyhow::Result<ModelManifest> {
+    let manifest = publish(cx, from, summary).await?;
+    store.clear().await?;
+    cx.progress.end(&cx.output, None);
+    Ok(manifest)
 }
 
 /// Puts the files of the local directory `from` at `<location>/models/<output>/`, the manifest last; files that an earlier model left

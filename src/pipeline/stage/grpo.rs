@@ -26,7 +26,6 @@ use crate::{
         setup::{self, Precision, Stored},
     },
 };
-use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::Path, time::Instant};
 use tokio::runtime::Handle;
@@ -273,18 +272,11 @@ pub async fn run(config: &Config, cx: &StageContext) -> anyhow::Result<ModelMani
     let store = Store::new(&cx.location, &cx.output, &cx.key);
     let latest = store.latest().await?;
     let tables = report::Tables::begin(cx, latest.is_some()).await?;
-    let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
-    let target = directory.path().to_owned();
     let job =
         Job { prepared, config: config.clone(), cx: cx.clone(), store: store.clone(), runtime: Handle::current() };
-    let (summary, tables) = tokio::task::spawn_blocking(move || job.train(latest, tables, &target))
-        .await
-        .context("the training thread ended early")??;
+    let ((summary, tables), directory) = artifact::on_thread(move |target| job.train(latest, tables, target)).await?;
     tables.publish(cx, summary.cost).await?;
-    let manifest = artifact::publish(cx, directory.path(), summary).await?;
-    store.clear().await?;
-    cx.progress.end(&cx.output, None);
-    Ok(manifest)
+    artifact::finish(cx, &store, directory.path(), summary).await
 }
 
 /// Everything that the training thread needs.

@@ -214,17 +214,10 @@ pub async fn run(config: &Config, cx: &StageContext) -> anyhow::Result<ModelMani
     let prepared = prepare::prepare(config, cx).await?;
     let store = Store::new(&cx.location, &cx.output, &cx.key);
     let latest = store.latest().await?;
-    let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
     let job =
         Job { prepared, config: config.clone(), cx: cx.clone(), store: store.clone(), runtime: Handle::current() };
-    let target = directory.path().to_owned();
-    let summary = tokio::task::spawn_blocking(move || job.train(latest, &target))
-        .await
-        .context("the training thread ended early")??;
-    let manifest = artifact::publish(cx, directory.path(), summary).await?;
-    store.clear().await?;
-    cx.progress.end(&cx.output, None);
-    Ok(manifest)
+    let (summary, directory) = artifact::on_thread(move |target| job.train(latest, target)).await?;
+    artifact::finish(cx, &store, directory.path(), summary).await
 }
 
 /// Everything that the training thread needs.
