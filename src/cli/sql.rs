@@ -12,7 +12,7 @@ use crate::{
     models::encoder::config::EncoderConfig,
     pipeline::{
         assets,
-        plan::{Plan, Stage, paths::external_table},
+        plan::{Plan, paths::external_table},
         run::made,
         spec::Yields,
         sqlscan,
@@ -74,7 +74,8 @@ pub struct Desk {
     session: Session,
     pub format: Format,
     /// Tables that a pipeline would make but has not yet.
-    unmade: Vec<String>,
+    /// Table → the stage that would make it.
+    unmade: BTreeMap<String, String>,
     errors: Arc<Mutex<BTreeMap<String, u64>>>,
     models: Arc<Models>,
 }
@@ -129,7 +130,7 @@ impl Desk {
         let errors: Arc<Mutex<BTreeMap<String, u64>>> = Arc::default();
         let failures = Failures::Null(tally(&errors));
         let session = Session::new(SessionOptions { models: Arc::clone(&models), params, failures, partitions: 0 })?;
-        let mut desk = Self { session, format: args.format, unmade: Vec::new(), errors, models };
+        let mut desk = Self { session, format: args.format, unmade: BTreeMap::new(), errors, models };
         if let Some(plan) = &plan {
             desk.register_plan(plan).await?;
         }
@@ -140,13 +141,14 @@ impl Desk {
     }
 
     async fn register_plan(&mut self, plan: &Plan) -> Result<()> {
-        let tables = |stage: &&Stage| stage.yields == Yields::Table;
-        for stage in plan.stages.iter().filter(tables) {
+        for stage in &plan.stages {
+            let own = (stage.yields == Yields::Table).then(|| stage.name.clone());
+            let names: Vec<String> = stage.config.side_tables(&stage.name).into_iter().chain(own).collect();
             if made(plan, stage).await?.is_none() {
-                self.unmade.push(stage.name.clone());
+                self.unmade.extend(names.into_iter().map(|name| (name, stage.name.clone())));
                 continue;
             }
-            for name in stage.config.side_tables(&stage.name).into_iter().chain([stage.name.clone()]) {
+            for name in names {
                 let table = InputTable::Managed { location: plan.location.clone(), table: name.clone() };
                 self.register(&name, table).await?;
             }
@@ -170,8 +172,8 @@ impl Desk {
     }
 
     /// Tables of the pipeline that no run has made.
-    pub fn unmade(&self) -> &[String] {
-        &self.unmade
+    pub fn unmade(&self) -> impl Iterator<Item = &String> {
+        self.unmade.keys()
     }
 
     pub fn session(&self) -> &Session {
@@ -205,8 +207,8 @@ impl Desk {
     /// Says of a table that is not there that its stage has not run yet.
     fn explained(&self, query: &str, error: anyhow::Error) -> anyhow::Error {
         let named = sqlscan::scan(query).map(|scan| scan.tables).unwrap_or_default();
-        match named.iter().find(|table| self.unmade.contains(&table.name)) {
-            Some(table) => anyhow::anyhow!("the stage `{}` has not been run yet; `repro run` makes it", table.name),
+        match named.iter().find_map(|table| self.unmade.get(&table.name)) {
+            Some(stage) => anyhow::anyhow!("the stage `{stage}` has not been run yet; `repro run` makes it"),
             None => error,
         }
     }

@@ -128,6 +128,15 @@ fn a_run_killed_at_any_instant_continues_to_the_same_weights() {
     let (before, whole, took) = prepare(home.path());
     let (expected, expected_rows) = (weights(&whole), rollouts(&whole));
     assert_eq!(expected_rows.lines().filter(|line| line.contains("\"step\"")).count(), 12 * 16);
+    // The tables beside a model are known by the pipeline's name for them.
+    let ask = |location: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_repro"));
+        command.args(["sql", "--format", "csv", "SELECT count(*) AS n FROM better_rollouts", "--pipeline"]);
+        command.arg(pipeline(home.path(), location)).output().unwrap()
+    };
+    assert_eq!(String::from_utf8_lossy(&ask(&whole).stdout), "n\n192\n");
+    let error = String::from_utf8_lossy(&ask(&before).stderr).into_owned();
+    assert!(error.contains("the stage `better` has not been run yet"), "{error}");
     for kill in 0..kills {
         let location = home.path().join(format!("killed-{kill}"));
         copy(&before, &location);
