@@ -3,7 +3,8 @@
 //!
 //! The first token of a sequence is not scored. A sequence longer than the model's positions is cut into windows that share one
 //! token, so that every other token is scored once, seeing what stands before it in its window. Windows of like length share a
-//! pass; logits exist for [`CHUNK`] positions at a time.
+//! pass; logits exist for a few positions at a time ([`Cut`]). What a job needs goes to the device at once and its figures come back at
+//! once: between them nothing waits.
 
 use super::{
     EngineOptions, Precision,
@@ -15,10 +16,26 @@ use std::{path::Path, sync::mpsc};
 use tch::{Device, Kind, Tensor};
 use tokio::sync::oneshot;
 
-/// Tokens of one pass, padding included.
-const PASS_TOKENS: usize = 8192;
-/// Positions whose logits exist at the same time.
-const CHUNK: i64 = 512;
+/// How work is cut to suit a device.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    /// Tokens of one pass, padding included.
+    tokens: usize,
+    /// Positions whose logits exist at the same time.
+    chunk: i64,
+    /// Windows of a pass are padded to a multiple of this: each new shape costs a GPU's fused attention time.
+    step: usize,
+}
+
+impl Cut {
+    fn of(device: Device) -> Self {
+        if device.is_cuda() {
+            Self { tokens: 1 << 15, chunk: 2048, step: 64 }
+        } else {
+            Self { tokens: 8192, chunk: 512, step: 1 }
+        }
+    }
+}
 
 /// What one sequence came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -115,63 +132,80 @@ fn windows(sequences: &[Vec<u32>], positions: usize) -> Vec<Window> {
     all
 }
 
+/// Windows of like length side by side, and where their numbers lie among those of the job.
+struct Pass {
+    windows: std::ops::Range<usize>,
+    width: usize,
+    /// [windows, width] token ids, right padded.
+    tokens: usize,
+    /// As many places in the flattened pass as there are targets, then the targets.
+    places: usize,
+    targets: usize,
+}
+
+fn passes(sequences: &[Vec<u32>], windows: &[Window], cut: Cut) -> (Vec<Pass>, Vec<i64>) {
+    let (mut passes, mut numbers) = (Vec::new(), Vec::new());
+    let mut first = 0;
+    while first < windows.len() {
+        let rest = &windows[first..];
+        let width = |n: usize| rest[n - 1].inputs.next_multiple_of(cut.step);
+        // Sorted: the last one of a pass is the longest.
+        let count = (1..=rest.len()).take_while(|&n| n == 1 || n * width(n) <= cut.tokens).last().unwrap_or(1);
+        let (width, tokens) = (width(count), numbers.len());
+        numbers.resize(tokens + count * width, 0);
+        let (mut places, mut targets) = (Vec::new(), Vec::new());
+        for (row, window) in rest[..count].iter().enumerate() {
+            let ids = &sequences[window.sequence][window.from..=window.from + window.inputs];
+            for (i, pair) in ids.windows(2).enumerate() {
+                numbers[tokens + row * width + i] = i64::from(pair[0]);
+                places.push((row * width + i) as i64);
+                targets.push(i64::from(pair[1]));
+            }
+        }
+        let windows = first..first + count;
+        passes.push(Pass { windows, width, tokens, places: numbers.len(), targets: targets.len() });
+        numbers.extend(places);
+        numbers.extend(targets);
+        first += count;
+    }
+    (passes, numbers)
+}
+
 fn score(model: &CausalModel, sequences: &[Vec<u32>], device: Device, kind: Kind) -> anyhow::Result<Vec<Score>> {
     let mut scores = vec![Score::default(); sequences.len()];
     let windows = windows(sequences, model.config().max_positions());
-    let mut rest = windows.as_slice();
-    while !rest.is_empty() {
-        // Sorted: the last one of a pass is the longest.
-        let fits = |n: &usize| *n == 1 || n * rest[n - 1].inputs <= PASS_TOKENS;
-        let count = (1..=rest.len()).take_while(fits).last().unwrap_or(1);
-        let (now, later) = rest.split_at(count);
-        for (window, nll) in now.iter().zip(pass(model, sequences, now, device, kind)?) {
-            let score = &mut scores[window.sequence];
-            score.nll += nll;
-            score.tokens += window.inputs as u64;
+    if windows.is_empty() {
+        return Ok(scores);
+    }
+    let cut = Cut::of(device);
+    let (passes, numbers) = passes(sequences, &windows, cut);
+    let numbers = Tensor::f_from_slice(&numbers)?.f_to_device(device)?;
+    let part = |at: usize, count: usize| numbers.f_narrow(0, at as i64, count as i64);
+    let mut found = Vec::new();
+    for pass in &passes {
+        let shape = [pass.windows.len() as i64, pass.width as i64];
+        let tokens = part(pass.tokens, pass.windows.len() * pass.width)?.f_view(shape)?;
+        let hidden = model.hidden(&tokens, kind);
+        let hidden = hidden.f_reshape([-1, hidden.size()[2]])?.f_index_select(0, &part(pass.places, pass.targets)?)?;
+        let targets = part(pass.places + pass.targets, pass.targets)?;
+        for from in (0..pass.targets as i64).step_by(cut.chunk as usize) {
+            let count = cut.chunk.min(pass.targets as i64 - from);
+            let log_p = model.logits(&hidden.f_narrow(0, from, count)?).f_log_softmax(-1, Kind::Float)?;
+            let picked = log_p.f_gather(1, &targets.f_narrow(0, from, count)?.f_unsqueeze(1)?, false)?;
+            found.push(picked.f_view([-1])?);
         }
+    }
+    let found = Vec::<f32>::try_from(Tensor::f_cat(&found, 0)?.f_to_device(Device::Cpu)?)?;
+    let mut rest = found.as_slice();
+    for window in passes.iter().flat_map(|pass| &windows[pass.windows.clone()]) {
+        let (own, later) = rest.split_at(window.inputs);
+        let score = &mut scores[window.sequence];
+        score.nll -= own.iter().map(|&x| f64::from(x)).sum::<f64>();
+        score.tokens += window.inputs as u64;
         rest = later;
     }
+    ensure!(rest.is_empty(), "{} positions were scored that nobody asked for", rest.len());
     Ok(scores)
-}
-
-/// Sum of -log p of each window.
-fn pass(
-    model: &CausalModel,
-    sequences: &[Vec<u32>],
-    windows: &[Window],
-    device: Device,
-    kind: Kind,
-) -> anyhow::Result<Vec<f64>> {
-    let width = windows.last().map_or(0, |w| w.inputs);
-    let mut tokens = vec![0i64; windows.len() * width];
-    let (mut positions, mut targets) = (Vec::new(), Vec::new());
-    for (row, window) in windows.iter().enumerate() {
-        let ids = &sequences[window.sequence][window.from..=window.from + window.inputs];
-        for (i, pair) in ids.windows(2).enumerate() {
-            tokens[row * width + i] = i64::from(pair[0]);
-            positions.push((row * width + i) as i64);
-            targets.push(i64::from(pair[1]));
-        }
-    }
-    let on_device = |ids: &[i64]| Tensor::from_slice(ids).to_device(device);
-    let hidden = model.hidden(&on_device(&tokens).view([windows.len() as i64, width as i64]), kind);
-    let hidden = hidden.f_reshape([-1, hidden.size()[2]])?.f_index_select(0, &on_device(&positions))?;
-    let targets = on_device(&targets);
-    let mut nll = Vec::with_capacity(positions.len());
-    for from in (0..positions.len() as i64).step_by(CHUNK as usize) {
-        let count = CHUNK.min(positions.len() as i64 - from);
-        let log_p = model.logits(&hidden.narrow(0, from, count)).f_log_softmax(-1, Kind::Float)?;
-        let picked = log_p.f_gather(1, &targets.narrow(0, from, count).unsqueeze(1), false)?;
-        nll.extend(Vec::<f32>::try_from(picked.view([-1]))?);
-    }
-    let mut at = 0;
-    let mut sums = Vec::with_capacity(windows.len());
-    for window in windows {
-        sums.push(-nll[at..at + window.inputs].iter().map(|&x| f64::from(x)).sum::<f64>());
-        at += window.inputs;
-    }
-    ensure!(at == nll.len(), "scored {} positions of {at}", nll.len());
-    Ok(sums)
 }
 
 #[cfg(test)]

@@ -3,11 +3,12 @@
 //! writes the results.
 //!
 //! ```text
-//! tasks ─▶ read ─▶ draw ─▶ prompt ─▶ rows ─▶ score ─▶ metrics
-//! what     JSONL   few-    token     shared  losses,  accuracy,
-//! exists   items   shot    ids       prefix  greedy   centered, Core
+//! tasks ─▶ read ─▶ draw ─▶ prompt ─▶ rows ─▶ batch ─▶ score ─▶ metrics
+//! what     JSONL   few-    token     shared  forward  losses,  accuracy,
+//! exists   items   shot    ids       prefix  passes   greedy   centered, Core
 //! ```
 
+mod batch;
 pub mod draw;
 pub mod metrics;
 pub mod prompt;

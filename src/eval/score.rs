@@ -2,28 +2,21 @@
 //! and the most likely token at each place. Only the places that predict a continuation are multiplied with the output matrix.
 
 use super::{
+    batch::{Cut, Figures, Plan},
     prompt::Question,
-    rows::{self, Place, Row},
+    rows,
 };
 use crate::{
     engine::memory,
-    models::{
-        causal::CausalModel,
-        decoder::{Branches, RopeTables},
-        device::DeviceSpec,
-        weights,
-    },
+    models::{causal::CausalModel, device::DeviceSpec, weights},
 };
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-};
+use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
-/// Rows of the output matmul at a time: 512 logits of 50,000 tokens are 100 MB.
-const LOGIT_ROWS: i64 = 512;
+/// Tokens of one forward pass on a GPU, at least.
+const GPU_BATCH_TOKENS: usize = 1 << 15;
 
 /// Number type of weights and activations.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +36,7 @@ pub struct Options {
     pub device: String,
     /// Number type.
     pub precision: Precision,
-    /// Tokens of one forward pass at most, padding included.
+    /// Tokens of one forward pass at most, padding included. A GPU takes at least 32,768.
     pub batch_tokens: usize,
     /// CPU threads; 0 for all cores.
     pub threads: usize,
@@ -96,12 +89,8 @@ impl Scorer {
             );
         }
         let model = CausalModel::from_dir(dir, device, kind)?;
-        Ok(Self { model, device, kind, batch_tokens: options.batch_tokens })
-    }
-
-    /// A model that is in memory already, on the CPU.
-    pub fn new(model: CausalModel, kind: Kind, batch_tokens: usize) -> Self {
-        Self { model, device: Device::Cpu, kind, batch_tokens: batch_tokens.max(1) }
+        let least = if device.is_cuda() { GPU_BATCH_TOKENS } else { 1 };
+        Ok(Self { model, device, kind, batch_tokens: options.batch_tokens.max(least) })
     }
 
     /// Longest sequence of the model.
@@ -133,13 +122,16 @@ impl Scorer {
         let mut parts: Vec<Vec<Scored>> =
             questions.iter().map(|q| vec![Scored::default(); q.candidates.len()]).collect();
         let rows = rows::rows(questions);
-        for part in rows::batches(&rows, self.batch_tokens) {
-            for (row, scored) in part.iter().zip(self.batch(part)?) {
-                for (&candidate, scored) in row.candidates.iter().zip(scored) {
-                    parts[row.question][candidate] = scored;
+        let batches = rows::batches(&rows, self.batch_tokens);
+        let plan = Plan::new(&batches, Cut::of(self.device), vocab);
+        let tokens = |part: &[rows::Row]| part.iter().map(|r| (r.prefix.len() + r.branch_tokens()) as u64).sum();
+        let found = plan.run(&self.model, self.device, self.kind, &mut |number| batch(tokens(batches[number])))?;
+        for (part, figures) in batches.iter().zip(&found) {
+            for (b, row) in part.iter().enumerate() {
+                for (&candidate, targets) in row.candidates.iter().zip(&row.targets) {
+                    parts[row.question][candidate] = Scored::of(targets, b, figures);
                 }
             }
-            batch(part.iter().map(|r| (r.prefix.len() + r.branch_tokens()) as u64).sum())?;
         }
         Ok(questions.iter().zip(parts).map(|(question, scored)| answer(question, scored)).collect())
     }
@@ -162,79 +154,19 @@ impl Scorer {
         let hidden = self.model.hidden(&all.narrow(1, 0, steps), self.kind);
         let hidden = hidden.reshape([tokens.len() as i64 * steps, -1]);
         let wanted = all.narrow(1, 1, steps).reshape([-1]);
-        let mut losses = Vec::with_capacity(ids.len());
-        for start in (0..hidden.size()[0]).step_by(LOGIT_ROWS as usize) {
-            let rows = LOGIT_ROWS.min(hidden.size()[0] - start);
+        let mut losses = Vec::new();
+        let chunk = Cut::of(self.device).logit_rows;
+        for start in (0..hidden.size()[0]).step_by(chunk) {
+            let rows = (chunk as i64).min(hidden.size()[0] - start);
             let logits = self.model.logits(&hidden.narrow(0, start, rows));
             let picked = logits.gather(1, &wanted.narrow(0, start, rows).unsqueeze(1), false).squeeze_dim(1);
-            losses.extend(floats(&(logits.logsumexp([1i64].as_slice(), false) - picked))?);
+            losses.push(logits.logsumexp([1i64].as_slice(), false) - picked);
         }
+        let losses = Tensor::f_cat(&losses, 0)?.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?;
+        let losses = Vec::<f32>::try_from(losses).context("reading losses")?;
         let mean = |part: &[f32]| part.iter().map(|&l| f64::from(l)).sum::<f64>() / part.len() as f64;
         Ok(losses.chunks(steps as usize).map(mean).collect())
     }
-
-    /// One forward pass. For each row, each of its candidates.
-    fn batch(&self, rows: &[Row]) -> anyhow::Result<Vec<Vec<Scored>>> {
-        let _guard = tch::no_grad_guard();
-        let layout = Layout::of(rows);
-        let tokens = layout.tokens(rows, self.device)?;
-        let hidden = match layout.branch {
-            0 => self.model.hidden(&tokens, self.kind),
-            _ => {
-                let plain = self.model.rope(layout.positions(rows), self.device, self.kind);
-                self.model.hidden_with(&tokens, &layout.tables(rows, &plain, self.device, self.kind)?, self.kind)
-            }
-        };
-        let hidden = hidden.flatten(0, 1);
-        // Several candidates may be predicted from one place: its logits are computed once.
-        let mut wanted: BTreeMap<i64, BTreeSet<u32>> = BTreeMap::new();
-        for (b, row) in rows.iter().enumerate() {
-            for target in row.targets.iter().flatten() {
-                wanted.entry(layout.flat(b, target.place)).or_default().insert(target.token);
-            }
-        }
-        let read = self.read(&hidden, &wanted)?;
-        let scored = |b: usize, row: &Row| row.targets.iter().map(|t| Scored::of(t, b, &layout, &read)).collect();
-        Ok(rows.iter().enumerate().map(|(b, row)| scored(b, row)).collect())
-    }
-
-    /// Logits at the wanted rows of `hidden` [N, H]: the cross-entropy of each wanted token there, and the most likely token.
-    fn read(&self, hidden: &Tensor, wanted: &BTreeMap<i64, BTreeSet<u32>>) -> anyhow::Result<Read> {
-        let mut read = Read::default();
-        let entries: Vec<(i64, &BTreeSet<u32>)> = wanted.iter().map(|(place, tokens)| (*place, tokens)).collect();
-        for part in entries.chunks(LOGIT_ROWS as usize) {
-            let places: Vec<i64> = part.iter().map(|(place, _)| *place).collect();
-            let index = Tensor::f_from_slice(&places)?.f_to_device(self.device)?;
-            let logits = self.model.logits(&hidden.index_select(0, &index));
-            let vocab = logits.size()[1];
-            let (mut flat, mut rows, mut keys) = (Vec::new(), Vec::new(), Vec::new());
-            for (row, (place, tokens)) in part.iter().enumerate() {
-                for &token in *tokens {
-                    flat.push(row as i64 * vocab + i64::from(token));
-                    rows.push(row as i64);
-                    keys.push((*place, token));
-                }
-            }
-            let on_device = |v: &[i64]| anyhow::Ok(Tensor::f_from_slice(v)?.f_to_device(self.device)?);
-            let total = logits.logsumexp([1i64].as_slice(), false).index_select(0, &on_device(&rows)?);
-            let losses = floats(&(total - logits.take(&on_device(&flat)?)))?;
-            read.losses.extend(keys.into_iter().zip(losses));
-            let best = Vec::<i64>::try_from(logits.argmax(-1, false).to_device(Device::Cpu))?;
-            read.best.extend(places.into_iter().zip(best.into_iter().map(|t| t as u32)));
-        }
-        Ok(read)
-    }
-}
-
-fn floats(tensor: &Tensor) -> anyhow::Result<Vec<f32>> {
-    Vec::<f32>::try_from(tensor.to_kind(Kind::Float).to_device(Device::Cpu)).context("reading losses")
-}
-
-/// Figures of one batch, by place in the flattened batch.
-#[derive(Default)]
-struct Read {
-    losses: BTreeMap<(i64, u32), f32>,
-    best: BTreeMap<i64, u32>,
 }
 
 /// One candidate.
@@ -246,12 +178,11 @@ struct Scored {
 }
 
 impl Scored {
-    fn of(targets: &[rows::Target], b: usize, layout: &Layout, read: &Read) -> Self {
-        let at = |t: &rows::Target| layout.flat(b, t.place);
-        let losses = targets.iter().map(|t| f64::from(read.losses[&(at(t), t.token)]));
-        let greedy: Vec<u32> = targets.iter().map(|t| read.best[&at(t)]).collect();
+    fn of(targets: &[rows::Target], b: usize, figures: &Figures) -> Self {
+        let each = || targets.iter().map(|target| figures.of(b, target));
+        let greedy: Vec<u32> = each().map(|(_, best)| best).collect();
         Self {
-            loss: (losses.sum::<f64>() / targets.len() as f64) as f32,
+            loss: (each().map(|(loss, _)| f64::from(loss)).sum::<f64>() / targets.len() as f64) as f32,
             exact: targets.iter().zip(&greedy).all(|(t, best)| t.token == *best),
             greedy,
         }
@@ -273,81 +204,6 @@ fn answer(question: &Question, mut scored: Vec<Scored>) -> Answer {
     Answer { losses, prediction: Some(lowest), correct: lowest == gold, greedy: None }
 }
 
-/// Shape of a batch: every row is its prefix, padded to `prefix`, then its branches, padded to `branch`.
-struct Layout {
-    prefix: usize,
-    branch: usize,
-}
-
-impl Layout {
-    fn of(rows: &[Row]) -> Self {
-        Self {
-            prefix: rows.iter().map(|r| r.prefix.len()).max().unwrap_or(0),
-            branch: rows.iter().map(Row::branch_tokens).max().unwrap_or(0),
-        }
-    }
-
-    fn width(&self) -> usize {
-        self.prefix + self.branch
-    }
-
-    /// Index in the flattened batch.
-    fn flat(&self, row: usize, place: Place) -> i64 {
-        let column = match place {
-            Place::Prefix(at) => at,
-            Place::Branch(at) => self.prefix + at,
-        };
-        (row * self.width() + column) as i64
-    }
-
-    /// [B, width] token ids; padding is 0, which nothing real can see.
-    fn tokens(&self, rows: &[Row], device: Device) -> anyhow::Result<Tensor> {
-        let mut ids = vec![0i64; rows.len() * self.width()];
-        for (row, ids) in rows.iter().zip(ids.chunks_mut(self.width())) {
-            let copy = |to: &mut [i64], from: &[u32]| to.iter_mut().zip(from).for_each(|(a, &b)| *a = i64::from(b));
-            copy(ids, &row.prefix);
-            copy(&mut ids[self.prefix..], &row.branches.concat());
-        }
-        Ok(Tensor::f_from_slice(&ids)?.f_reshape([rows.len() as i64, self.width() as i64])?.f_to_device(device)?)
-    }
-
-    /// Number of positions that the batch uses.
-    fn positions(&self, rows: &[Row]) -> i64 {
-        let longest = |r: &Row| r.prefix.len() + r.branches.iter().map(Vec::len).max().unwrap_or(0);
-        rows.iter().map(longest).max().unwrap_or(0).max(self.prefix) as i64
-    }
-
-    /// Rotary tables and mask: a branch goes on where its row's prefix ends, and sees that prefix and itself.
-    fn tables(&self, rows: &[Row], plain: &RopeTables, device: Device, kind: Kind) -> anyhow::Result<RopeTables> {
-        let (width, branch) = (self.width(), self.branch);
-        let mut positions: Vec<i64> = Vec::with_capacity(rows.len() * width);
-        let mut mask = vec![f32::NEG_INFINITY; rows.len() * branch * width];
-        for (row, mask) in rows.iter().zip(mask.chunks_mut(branch * width)) {
-            positions.extend(0..self.prefix as i64);
-            let mut start = 0;
-            for part in &row.branches {
-                positions.extend((0..part.len()).map(|i| (row.prefix.len() + i) as i64));
-                for i in 0..part.len() {
-                    let seen = &mut mask[(start + i) * width..][..width];
-                    seen[..row.prefix.len()].fill(0.0);
-                    seen[self.prefix + start..=self.prefix + start + i].fill(0.0);
-                }
-                start += part.len();
-            }
-            // Padding sees one token, because a softmax over nothing is not a number.
-            for i in start..branch {
-                positions.push(0);
-                mask[i * width] = 0.0;
-            }
-        }
-        let batch = rows.len() as i64;
-        let positions = Tensor::f_from_slice(&positions)?.f_reshape([batch, width as i64])?.f_to_device(device)?;
-        let mask = Tensor::f_from_slice(&mask)?.f_reshape([batch, 1, branch as i64, width as i64])?;
-        let mask = mask.f_to_device(device)?.f_to_kind(kind)?;
-        Ok(plain.branched(&positions, Branches { prefix: self.prefix as i64, mask }))
-    }
-}
-
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
@@ -356,7 +212,7 @@ mod tests {
         *,
     };
     use crate::{eval::prompt::Prompter, text::tokenizer::Tokenizer};
-    use std::path::PathBuf;
+    use std::{collections::BTreeMap, path::PathBuf};
 
     fn golden() -> PathBuf {
         PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/eval")

@@ -48,9 +48,9 @@ pub struct EncoderSpec {
     pub idf: Option<PathBuf>,
     /// Precision, recall and F1 that become 0 (`[0.4536, 0.4536, 0.4517]` for layer 18 of deberta-large-mnli). Default: raw scores.
     pub baseline: Option<[f32; 3]>,
-    /// `auto` (default) or `cpu`.
+    /// `auto` (default: the first GPU, else the CPU), `cpu` or `cuda:N`.
     pub device: Option<String>,
-    /// `auto` (default: bf16 where the processor multiplies it faster), `f32` or `bf16`.
+    /// `auto` (default: bf16 on a GPU and where the processor multiplies it faster), `f32` or `bf16`.
     pub precision: Option<String>,
 }
 

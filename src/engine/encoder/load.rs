@@ -7,6 +7,7 @@ use super::{
     heads::HeadScratch,
     packed::{Layer, Norm, PackedEncoder, Workspace},
     positions::Tables,
+    torch::{Blocks, GPU_ROWS, TorchEncoder},
 };
 use crate::{
     engine::{
@@ -22,18 +23,22 @@ use crate::{
     },
     models::{
         config::DecoderConfig,
+        decoder::Decoder,
         encoder::{
             config::{EncoderArch, EncoderConfig},
+            forward::EncoderModel,
             weights,
         },
+        weights::Weights,
     },
 };
 use anyhow::{Context, bail, ensure};
 use std::{
+    collections::BTreeMap,
     path::Path,
     sync::{Arc, Mutex},
 };
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// What config.json says, and the parameters and bytes of the first `layers` blocks.
 enum Family {
@@ -78,47 +83,120 @@ pub fn info(dir: &Path) -> anyhow::Result<Info> {
 }
 
 /// The model and what is known of it.
-pub fn load(dir: &Path, options: &EncoderOptions) -> anyhow::Result<(Box<dyn Model>, Info, Arc<rayon::ThreadPool>)> {
-    let family = Family::read(dir)?;
+pub struct Loaded {
+    pub model: Box<dyn Model>,
+    pub info: Info,
+    pub pool: Arc<rayon::ThreadPool>,
+}
+
+/// Where parameters come from.
+enum Parameters<'a> {
+    Directory(&'a Path),
+    /// Drawn anew each time.
+    Random,
+}
+
+impl Parameters<'_> {
+    fn shown(&self) -> String {
+        match self {
+            Self::Directory(dir) => dir.display().to_string(),
+            Self::Random => "random encoder".to_owned(),
+        }
+    }
+
+    fn of(&self, config: &EncoderConfig, layers: usize, device: Device, kind: Kind) -> anyhow::Result<Weights> {
+        match self {
+            Self::Directory(dir) => weights::load(dir, config, layers, kind),
+            Self::Random => weights::random(config, layers, device, kind),
+        }
+    }
+}
+
+/// From a directory, with the kernels that fit the device.
+pub fn load(dir: &Path, options: &EncoderOptions) -> anyhow::Result<Loaded> {
+    make(&Parameters::Directory(dir), Family::read(dir)?, options, false)
+}
+
+/// The same with random parameters.
+pub fn random(config: EncoderConfig, options: &EncoderOptions) -> anyhow::Result<Loaded> {
+    make(&Parameters::Random, Family::Encoder(config), options, false)
+}
+
+/// From a directory, with the operations of a GPU wherever it runs.
+#[cfg(test)]
+pub fn load_torch(dir: &Path, options: &EncoderOptions) -> anyhow::Result<Loaded> {
+    make(&Parameters::Directory(dir), Family::read(dir)?, options, true)
+}
+
+fn make(from: &Parameters, family: Family, options: &EncoderOptions, torch: bool) -> anyhow::Result<Loaded> {
     let info = family.info();
     let lowest = usize::from(info.causal);
     ensure!(
         (lowest..=info.layers).contains(&options.layer),
         "{}: layer {} was asked for; the model has {} (give one of {lowest} to {})",
-        dir.display(),
+        from.shown(),
         options.layer,
         info.layers,
         info.layers
     );
     let device = options.device.resolve()?;
-    if device.is_cuda() {
-        bail!("encoders on CUDA are not part of this version; use device: cpu");
-    }
     let isa = Isa::detect();
     let pool = pool::threads(options.threads)?;
-    let model = if half(options.precision, device, isa) {
-        load_as::<u16>(dir, family, options, isa, &pool)?
-    } else {
-        load_as::<f32>(dir, family, options, isa, &pool)?
+    let half = half(options.precision, device, isa);
+    let model = match (device.is_cuda() || torch, half) {
+        (true, _) => load_blocks(from, family, options, device, if half { Kind::BFloat16 } else { Kind::Float })?,
+        (false, true) => load_as::<u16>(from, family, options, isa, &pool)?,
+        (false, false) => load_as::<f32>(from, family, options, isa, &pool)?,
     };
-    Ok((model, info, pool))
+    Ok(Loaded { model, info, pool })
+}
+
+/// For a GPU.
+fn load_blocks(
+    from: &Parameters,
+    family: Family,
+    options: &EncoderOptions,
+    device: Device,
+    kind: Kind,
+) -> anyhow::Result<Box<dyn Model>> {
+    let _guard = tch::no_grad_guard();
+    let context = || from.shown();
+    let (hidden, heads, blocks) = match (family, from) {
+        (Family::Encoder(config), from) => {
+            let weights = from.of(&config, options.layer, device, kind)?;
+            let (hidden, heads) = (config.hidden, config.heads);
+            let model = EncoderModel::new(config, weights, options.layer, device, kind).with_context(context)?;
+            (hidden, heads, Blocks::Encoder(model))
+        }
+        (Family::Decoder(config), Parameters::Directory(dir)) => {
+            let mut decoder = Decoder::from_dir(dir, device, kind)?;
+            let last = options.layer == decoder.config.layers;
+            decoder.config.layers = options.layer;
+            let blocks = Blocks::Decoder { model: Box::new(decoder), last, ropes: BTreeMap::new() };
+            (config.hidden, config.heads, blocks)
+        }
+        (Family::Decoder(_), Parameters::Random) => bail!("random parameters are those of an encoder"),
+    };
+    let rows = if device.is_cuda() { options.rows.max(GPU_ROWS) } else { options.rows };
+    Ok(Box::new(TorchEncoder { blocks, device, kind, hidden, heads, rows, states: Vec::new() }))
 }
 
 fn load_as<E: Elem>(
-    dir: &Path,
+    from: &Parameters,
     family: Family,
     options: &EncoderOptions,
     isa: Isa,
     pool: &Arc<rayon::ThreadPool>,
 ) -> anyhow::Result<Box<dyn Model>> {
-    let config = match family {
-        Family::Decoder(config) => {
+    let config = match (family, from) {
+        (Family::Decoder(config), Parameters::Directory(dir)) => {
             return Ok(Box::new(CausalStates::<E>::load(dir, &config, options, isa, pool)?));
         }
-        Family::Encoder(config) => config,
+        (Family::Decoder(_), Parameters::Random) => bail!("random parameters are those of an encoder"),
+        (Family::Encoder(config), _) => config,
     };
-    check_memory::<E>(&config, options.layer).with_context(|| dir.display().to_string())?;
-    let mut weights = weights::load(dir, &config, options.layer, E::KIND)?;
+    check_memory::<E>(&config, options.layer).with_context(|| from.shown())?;
+    let mut weights = from.of(&config, options.layer, Device::Cpu, E::KIND)?;
     let mut take = Source::<E>::new(&mut weights);
     let mut words = Buffer::zeroed(config.vocab_size * config.hidden)?;
     words.copy_from_slice(slice::<E>(&take.take("embeddings.word_embeddings.weight")?));

@@ -1,6 +1,7 @@
 //! Vectors for the tokens of whole texts: token ids in, vectors or best matches out. One OS thread owns a model; its arithmetic runs on
 //! the process's shared threads. Requests that wait are taken together, equal texts are computed once, and texts lie end to end in a pass,
-//! so nothing is padded. Knows nothing of text, SQL or Arrow, nor what is made of the matches.
+//! so nothing is padded; a GPU pads texts of like length ([`torch`]) and matches them itself, so that no vector leaves it. Knows nothing of
+//! text, SQL or Arrow, nor what is made of the matches.
 //!
 //! Encoders are BERT, RoBERTa and DeBERTa v1 ([`packed`]), or the first blocks of a decoder ([`causal`]). Texts longer than the window
 //! are read in overlapping windows ([`window`]).
@@ -12,11 +13,17 @@ mod matching;
 mod packed;
 mod positions;
 mod run;
+mod sheet;
+mod torch;
+#[cfg(test)]
+mod torch_tests;
 mod window;
 
 use super::{DeviceSpec, Precision};
+use crate::models::encoder::config::EncoderConfig;
 use anyhow::{Context, ensure};
 use std::{
+    ops::Range,
     path::Path,
     sync::{
         Arc, Mutex, PoisonError,
@@ -115,6 +122,34 @@ pub enum EncodeError {
 pub(crate) trait Model: Send {
     /// Of the sequences, one after the other.
     fn states(&mut self, sequences: &[&[u32]]) -> anyhow::Result<States<'_>>;
+
+    /// The model as one that matches its vectors where they are; None: they are matched on the CPU.
+    fn resident(&mut self) -> Option<&mut dyn Resident> {
+        None
+    }
+}
+
+/// A model whose vectors stay on its device.
+pub(crate) trait Resident {
+    /// Tokens whose vectors are held at the same time; None: as many as on the CPU.
+    fn held(&self) -> Option<usize>;
+
+    /// For each pair of texts, numbered from 0 to below `texts`, the best matches of every row that counts, the tokens around texts
+    /// included; None where a vector is not made of numbers.
+    fn matches(
+        &mut self,
+        pieces: &[Piece],
+        texts: usize,
+        pairs: &[(usize, usize)],
+    ) -> anyhow::Result<Vec<Option<(Vec<f32>, Vec<f32>)>>>;
+}
+
+/// One window of a text with the tokens around it, and which of its rows count.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    text: usize,
+    ids: Vec<u32>,
+    keeps: Range<usize>,
 }
 
 /// Hidden states [tokens, stride].
@@ -161,27 +196,42 @@ impl Encoder {
     /// # Errors
     /// Everything that can be known before work starts: files, architecture, layer, window, memory.
     pub fn start(dir: &Path, options: &EncoderOptions) -> anyhow::Result<Self> {
-        let (model, info, pool) = load::load(dir, options)?;
+        Self::serve(load::load(dir, options)?, &dir.display().to_string(), options)
+    }
+
+    /// The same with random parameters, for measurements.
+    ///
+    /// # Errors
+    /// As [`Encoder::start`].
+    pub fn random(config: EncoderConfig, options: &EncoderOptions) -> anyhow::Result<Self> {
+        Self::serve(load::random(config, options)?, "random encoder", options)
+    }
+
+    /// What a GPU runs, on the CPU.
+    #[cfg(test)]
+    pub(crate) fn start_torch(dir: &Path, options: &EncoderOptions) -> anyhow::Result<Self> {
+        Self::serve(load::load_torch(dir, options)?, &dir.display().to_string(), options)
+    }
+
+    fn serve(loaded: load::Loaded, shown: &str, options: &EncoderOptions) -> anyhow::Result<Self> {
+        let load::Loaded { model, info, pool } = loaded;
         let around = options.before.len() + options.after.len();
         ensure!(
             options.window > around,
-            "{}: a window of {} tokens has no room for text beside {around} special tokens",
-            dir.display(),
+            "{shown}: a window of {} tokens has no room for text beside {around} special tokens",
             options.window
         );
         if let Some(limit) = info.limit {
             ensure!(
                 options.window <= limit,
-                "{}: a window of {} tokens was asked for, but the model has positions for {limit}",
-                dir.display(),
+                "{shown}: a window of {} tokens was asked for, but the model has positions for {limit}",
                 options.window
             );
         }
         for &id in options.before.iter().chain(&options.after) {
             ensure!(
                 (id as usize) < info.vocab,
-                "{}: token id {id} is outside the vocabulary of {}; the tokenizer does not fit the model",
-                dir.display(),
+                "{shown}: token id {id} is outside the vocabulary of {}; the tokenizer does not fit the model",
                 info.vocab
             );
         }

@@ -1,12 +1,11 @@
 //! The encoder's thread: takes what waits, computes each different text once, answers. Ends when the last handle is dropped; a panic or
 //! a device failure ends it and is told to all.
 
-use super::{EncodeError, EncoderOptions, Matches, Model, Shared, Tokens, Vectors, matching, window::windows};
+use super::{EncodeError, EncoderOptions, Matches, Model, Piece, Shared, Tokens, Vectors, matching, window::windows};
 use crate::engine::cpu::{isa::Isa, rows};
 use rayon::prelude::*;
 use std::{
     collections::HashMap,
-    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{PoisonError, atomic::Ordering, mpsc},
 };
@@ -37,18 +36,19 @@ impl Job {
     }
 }
 
-/// Tokens whose vectors are held at the same time, unless one pair has more.
+/// Tokens whose vectors are held at the same time, unless one pair has more or the model says otherwise.
 const HELD: usize = 1 << 16;
 
 /// Serves jobs until every handle is gone.
 pub fn run(
-    model: Box<dyn Model>,
+    mut model: Box<dyn Model>,
     options: &EncoderOptions,
     pool: &rayon::ThreadPool,
     jobs: &mpsc::Receiver<Job>,
     shared: &Shared,
 ) {
-    let mut worker = Worker { model, options, pool, shared, isa: Isa::detect() };
+    let held = model.resident().and_then(|model| model.held()).unwrap_or(HELD);
+    let mut worker = Worker { model, options, pool, shared, isa: Isa::detect(), held };
     let ended = catch_unwind(AssertUnwindSafe(|| worker.serve(jobs)));
     let reason = match ended {
         Ok(Ok(())) => "all its handles were dropped".to_owned(),
@@ -68,7 +68,12 @@ struct Worker<'a> {
     pool: &'a rayon::ThreadPool,
     shared: &'a Shared,
     isa: Isa,
+    /// Tokens of a round.
+    held: usize,
 }
+
+/// Best matches of every row of two texts.
+type Best = (Vec<f32>, Vec<f32>);
 
 /// Some of the pairs of all jobs, and the different texts in them.
 #[derive(Default)]
@@ -83,7 +88,7 @@ impl Worker<'_> {
         while let Ok(job) = jobs.recv() {
             let mut tokens = job.tokens();
             let mut taken = vec![job];
-            while tokens < HELD {
+            while tokens < self.held {
                 let Ok(job) = jobs.try_recv() else { break };
                 tokens += job.tokens();
                 taken.push(job);
@@ -111,23 +116,16 @@ impl Worker<'_> {
     fn answer(&mut self, jobs: &[Vec<(Tokens, Tokens)>], replies: Vec<Reply<Matches>>) -> anyhow::Result<()> {
         let empty = |job: &Vec<_>| vec![Ok(Matches::default()); job.len()];
         let mut answers: Vec<Vec<Result<Matches, EncodeError>>> = jobs.iter().map(empty).collect();
-        for round in rounds(jobs) {
-            let texts: Vec<&Tokens> = round.texts.iter().collect();
-            let vectors = self.encode(&texts)?;
-            let around = (self.options.before.len(), self.options.after.len());
-            let isa = self.isa;
-            let made: Vec<_> = self.pool.install(|| {
-                let one = |&(_, _, a, b): &(usize, usize, usize, usize)| {
-                    let (a, b) =
-                        (vectors[a].as_ref().map_err(Clone::clone)?, vectors[b].as_ref().map_err(Clone::clone)?);
-                    let (first, second) = matching::best(isa, a, b);
-                    let inside = |best: Vec<f32>| best[around.0..best.len() - around.1].to_vec();
-                    Ok(Matches { first: inside(first), second: inside(second) })
-                };
-                round.pairs.par_iter().with_max_len(1).map(one).collect()
-            });
+        let around = (self.options.before.len(), self.options.after.len());
+        let inside = |best: Vec<f32>| best[around.0..best.len() - around.1].to_vec();
+        for round in rounds(jobs, self.held) {
+            let made = match self.model.resident() {
+                Some(_) => self.on_the_device(&round)?,
+                None => self.here(&round)?,
+            };
             for ((job, number, ..), result) in round.pairs.into_iter().zip(made) {
-                answers[job][number] = result;
+                let matches = |(first, second)| Matches { first: inside(first), second: inside(second) };
+                answers[job][number] = result.map(matches);
             }
         }
         for (answer, reply) in answers.into_iter().zip(replies) {
@@ -137,18 +135,45 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Vectors of different texts.
-    fn encode(&mut self, texts: &[&Tokens]) -> anyhow::Result<Vec<Result<Vectors, EncodeError>>> {
+    fn here(&mut self, round: &Round) -> anyhow::Result<Vec<Result<Best, EncodeError>>> {
+        let texts: Vec<&Tokens> = round.texts.iter().collect();
+        let vectors = self.encode(&texts)?;
+        let isa = self.isa;
+        let one = |&(_, _, a, b): &(usize, usize, usize, usize)| {
+            let (a, b) = (vectors[a].as_ref().map_err(Clone::clone)?, vectors[b].as_ref().map_err(Clone::clone)?);
+            Ok(matching::best(isa, a, b))
+        };
+        Ok(self.pool.install(|| round.pairs.par_iter().with_max_len(1).map(one).collect()))
+    }
+
+    fn on_the_device(&mut self, round: &Round) -> anyhow::Result<Vec<Result<Best, EncodeError>>> {
+        let texts: Vec<&Tokens> = round.texts.iter().collect();
+        let (pieces, faults) = self.pieces(&texts);
+        let fault = |&(_, _, a, b): &(usize, usize, usize, usize)| faults[a].clone().or_else(|| faults[b].clone());
+        let asked = round.pairs.iter().filter(|pair| fault(pair).is_none()).map(|&(_, _, a, b)| (a, b));
+        let asked: Vec<(usize, usize)> = asked.collect();
+        let Some(model) = self.model.resident() else { anyhow::bail!("the model's vectors are on the CPU") };
+        let mut found = model.matches(&pieces, texts.len(), &asked)?.into_iter();
+        let computed: usize = pieces.iter().map(|piece| piece.ids.len()).sum();
+        self.shared.tokens.fetch_add(computed as u64, Ordering::Relaxed);
+        let answer = |pair| match fault(pair) {
+            Some(fault) => Err(fault),
+            None => found.next().flatten().ok_or(EncodeError::NotANumber),
+        };
+        Ok(round.pairs.iter().map(answer).collect())
+    }
+
+    /// The windows of texts, and what is wrong with a text, which then has none.
+    fn pieces(&self, texts: &[&Tokens]) -> (Vec<Piece>, Vec<Option<EncodeError>>) {
         let (before, after) = (self.options.before.len(), self.options.after.len());
         let vocab = self.shared.info.vocab;
-        let mut done: Vec<Result<Vectors, EncodeError>> = Vec::with_capacity(texts.len());
-        let mut pieces = Vec::new();
+        let (mut pieces, mut faults) = (Vec::new(), Vec::with_capacity(texts.len()));
         for (text, tokens) in texts.iter().enumerate() {
-            if let Some(&id) = tokens.iter().find(|&&id| id as usize >= vocab) {
-                done.push(Err(EncodeError::TokenOutOfRange { id, vocab }));
+            let outside = tokens.iter().find(|&&id| id as usize >= vocab);
+            faults.push(outside.map(|&id| EncodeError::TokenOutOfRange { id, vocab }));
+            if outside.is_some() {
                 continue;
             }
-            done.push(Ok(Vectors::default()));
             for window in windows(tokens.len(), self.options.window - before - after) {
                 let first = if window.keeps.start == 0 { 0 } else { before + window.keeps.start - window.sees.start };
                 let behind = if window.keeps.end == tokens.len() { after } else { 0 };
@@ -158,6 +183,14 @@ impl Worker<'_> {
                 pieces.push(Piece { text, ids, keeps });
             }
         }
+        (pieces, faults)
+    }
+
+    /// Vectors of different texts.
+    fn encode(&mut self, texts: &[&Tokens]) -> anyhow::Result<Vec<Result<Vectors, EncodeError>>> {
+        let (pieces, faults) = self.pieces(texts);
+        let mut done: Vec<Result<Vectors, EncodeError>> =
+            faults.into_iter().map(|fault| fault.map_or_else(|| Ok(Vectors::default()), Err)).collect();
         let mut rest = pieces.as_slice();
         while !rest.is_empty() {
             let mut rows = 0;
@@ -203,21 +236,14 @@ impl Worker<'_> {
     }
 }
 
-/// One window of a text with the tokens around it, and which of its rows count.
-struct Piece {
-    text: usize,
-    ids: Vec<u32>,
-    keeps: Range<usize>,
-}
-
-/// Cuts the pairs of all jobs into rounds of about [`HELD`] tokens; equal texts of a round are one.
-fn rounds(jobs: &[Vec<(Tokens, Tokens)>]) -> Vec<Round> {
+/// Cuts the pairs of all jobs into rounds of about `most` tokens; equal texts of a round are one.
+fn rounds(jobs: &[Vec<(Tokens, Tokens)>], most: usize) -> Vec<Round> {
     let mut rounds = vec![Round::default()];
     let mut numbers: HashMap<Tokens, usize> = HashMap::new();
     let mut held = 0;
     for (job, pairs) in jobs.iter().enumerate() {
         for (number, (a, b)) in pairs.iter().enumerate() {
-            if held > 0 && held + a.len() + b.len() > HELD {
+            if held > 0 && held + a.len() + b.len() > most {
                 rounds.push(Round::default());
                 numbers.clear();
                 held = 0;
@@ -247,11 +273,11 @@ mod tests {
     fn equal_texts_of_a_round_are_one() {
         let text = |n: usize| -> Tokens { vec![7; n].into() };
         let jobs = vec![vec![(text(3), text(4)), (text(4), text(3))], vec![(text(5), text(3))]];
-        let found = rounds(&jobs);
+        let found = rounds(&jobs, HELD);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].texts.iter().map(|t| t.len()).collect::<Vec<_>>(), [3, 4, 5]);
         assert_eq!(found[0].pairs, [(0, 0, 0, 1), (0, 1, 1, 0), (1, 0, 2, 0)]);
         let long = vec![vec![(text(HELD), text(HELD)), (text(1), text(2))]];
-        assert_eq!(rounds(&long).iter().map(|r| r.pairs.len()).collect::<Vec<_>>(), [1, 1]);
+        assert_eq!(rounds(&long, HELD).iter().map(|r| r.pairs.len()).collect::<Vec<_>>(), [1, 1]);
     }
 }

@@ -5,7 +5,7 @@ use super::config::EncoderConfig;
 use crate::models::weights::{self, Weights};
 use anyhow::{Context, bail, ensure};
 use std::path::Path;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 /// The table that every encoder has; what stands before its name is the checkpoint's prefix.
 const WORDS: &str = "embeddings.word_embeddings.weight";
@@ -29,6 +29,24 @@ pub fn load(dir: &Path, config: &EncoderConfig, layers: usize, kind: Kind) -> an
         ensure!(found == *shape, "{}", whole(&format!("`{name}` has the shape {found:?}; config.json says {shape:?}")));
     }
     Ok(loaded)
+}
+
+/// Random parameters on the device, as new models have them (normal, deviation 0.02; norms one, biases zero): for measurements, so from
+/// libtorch's own generator, which is fast on a GPU.
+///
+/// # Errors
+/// The device has no room.
+pub fn random(config: &EncoderConfig, layers: usize, device: Device, kind: Kind) -> anyhow::Result<Weights> {
+    let one = |(name, shape): (String, Vec<usize>)| {
+        let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
+        let made = match name.as_str() {
+            norm if norm.ends_with("LayerNorm.weight") => Tensor::f_ones(&shape, (kind, device)),
+            bias if bias.ends_with("bias") => Tensor::f_zeros(&shape, (kind, device)),
+            _ => Tensor::f_randn(&shape, (kind, device)).and_then(|values| values.f_mul_scalar(0.02)),
+        };
+        Ok((name, made?))
+    };
+    Ok(Weights { tensors: config.tensors(layers).into_iter().map(one).collect::<anyhow::Result<_>>()? })
 }
 
 fn prefix(names: &[String]) -> anyhow::Result<String> {
