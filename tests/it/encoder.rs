@@ -1,8 +1,9 @@
 //! Encoders against transformers: tests/golden/encoders.py made the models and the hidden states. Also what must not happen: neighbours
-//! that change a result, a bad directory or setting that is accepted.
+//! that change a result, a bad directory or setting that is accepted. On the device that `REPRO_TEST_DEVICE` names.
 
+use super::device::{device, spec};
 use repro::engine::{
-    DeviceSpec, Precision,
+    Precision,
     encoder::{EncodeError, Encoder, EncoderOptions, Matches, Tokens, Vectors},
 };
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ pub fn golden(kind: &str, model: &str) -> PathBuf {
 
 fn options(layer: usize) -> EncoderOptions {
     EncoderOptions {
-        device: DeviceSpec::Cpu,
+        device: spec(),
         precision: Precision::F32,
         layer,
         before: Vec::new(),
@@ -62,6 +63,16 @@ fn off(vectors: &Vectors, hidden: &Tensor) -> f64 {
 
 async fn vectors(encoder: &Encoder, texts: &[Tokens]) -> Vec<Vectors> {
     encoder.vectors(texts.to_vec()).await.into_iter().map(Result::unwrap).collect()
+}
+
+/// How far the same text may be from itself beside other neighbours: not at all on the CPU, where a row is computed alike in every pass.
+fn same() -> f32 {
+    if device() == "cpu" { 0.0 } else { 1e-5 }
+}
+
+fn apart(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
 #[tokio::test]
@@ -121,7 +132,8 @@ async fn neighbours_change_nothing() {
         let together = vectors(&encoder, &texts).await;
         for (text, together) in texts.iter().zip(together) {
             let alone = vectors(&encoder, std::slice::from_ref(text)).await.remove(0);
-            assert_eq!(alone.data, together.data, "{model}, {} tokens", text.len());
+            let apart = apart(&alone.data, &together.data);
+            assert!(apart <= same(), "{model}, {} tokens: {apart}", text.len());
         }
     }
 }
@@ -148,10 +160,10 @@ async fn long_texts_are_read_in_windows() {
             _ => 3,
         };
         let inside = 1 + token - starts[window];
-        assert_eq!(row(&whole, 1 + token), row(&pieces[window], inside), "token {token}");
+        assert!(apart(&row(&whole, 1 + token), &row(&pieces[window], inside)) <= same(), "token {token}");
     }
-    assert_eq!(row(&whole, 0), row(&pieces[0], 0));
-    assert_eq!(row(&whole, 31), row(&pieces[3], 15));
+    assert!(apart(&row(&whole, 0), &row(&pieces[0], 0)) <= same());
+    assert!(apart(&row(&whole, 31), &row(&pieces[3], 15)) <= same());
 }
 
 #[tokio::test]
@@ -169,7 +181,7 @@ async fn matches_are_the_largest_cosines() {
         assert!((best - expected).abs() < 1e-5, "token {i}");
     }
     assert_eq!((found[0].first.len(), found[0].second.len()), (20, 9));
-    assert_eq!((&found[0].first, &found[0].second), (&found[1].second, &found[1].first));
+    assert!(apart(&found[0].first, &found[1].second) <= same() && apart(&found[0].second, &found[1].first) <= same());
     assert!(found[2].first.iter().chain(&found[2].second).all(|c| (c - 1.0).abs() < 1e-5));
 }
 

@@ -1,7 +1,9 @@
 //! The `evaluate` stage on the golden task files and model of tests/golden/eval.py: predictions, losses and centered means are those of
 //! the rules in Python; both tables, Core in SQL, items that changed, resume, limits, bad input. With the harness's own task files at
-//! `REPRO_TASKS` (a directory) and Python with transformers, also those (skipped with a line otherwise).
+//! `REPRO_TASKS` (a directory) and Python with transformers, also those (skipped with a line otherwise). On the device that
+//! `REPRO_TEST_DEVICE` names, but for what the program itself is asked to do.
 
+use super::device::device;
 use arrow::{
     array::{Array, AsArray, RecordBatch},
     datatypes::{Float32Type, Float64Type, Int32Type, Int64Type},
@@ -62,7 +64,8 @@ impl Bench {
 
     /// Settings over the golden files; `more` wins.
     fn config(&self, more: Value) -> evaluate::Config {
-        let mut json = json!({ "model": golden().join("model"), "tasks": golden().join("local_data") });
+        let (model, tasks) = (golden().join("model"), golden().join("local_data"));
+        let mut json = json!({ "model": model, "tasks": tasks, "device": device() });
         for (key, value) in more.as_object().unwrap() {
             json[key] = value.clone();
         }

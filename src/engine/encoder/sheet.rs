@@ -101,8 +101,12 @@ impl Sheets {
             let both = firsts.chunks_exact(sheet.size.0).zip(seconds.chunks_exact(sheet.size.1));
             for (&pair, (first, second)) in sheet.pairs.iter().zip(both) {
                 let (of_first, of_second) = &mut answers[pair];
-                of_first.copy_from_slice(&first[..of_first.len()]);
-                of_second.copy_from_slice(&second[..of_second.len()]);
+                let whole = |to: &mut Vec<f32>, from: &[f32]| {
+                    let rows = to.len();
+                    to.copy_from_slice(&from[..rows]);
+                };
+                whole(of_first, first);
+                whole(of_second, second);
             }
         }
         answers
@@ -127,11 +131,11 @@ impl Sheet {
             Ok(places.f_ge_tensor(&indices.f_narrow(0, at, count)?.f_unsqueeze(1)?)?)
         };
         if self.padded.1 {
-            cosines.f_masked_fill_(&beyond(lengths + count, b)?.f_unsqueeze(1)?, f64::NEG_INFINITY)?;
+            let _ = cosines.f_masked_fill_(&beyond(lengths + count, b)?.f_unsqueeze(1)?, f64::NEG_INFINITY)?;
         }
         let first = cosines.f_amax([2i64], false)?.f_view([-1])?;
         if self.padded.0 {
-            cosines.f_masked_fill_(&beyond(lengths, a)?.f_unsqueeze(2)?, f64::NEG_INFINITY)?;
+            let _ = cosines.f_masked_fill_(&beyond(lengths, a)?.f_unsqueeze(2)?, f64::NEG_INFINITY)?;
         }
         let second = cosines.f_amax([1i64], false)?.f_view([-1])?;
         Ok([first, second])

@@ -223,7 +223,7 @@ impl Resident for TorchEncoder {
         self.passes(&layout, &mut |pass, states| {
             let size = states.f_norm_scalaropt_dim(2.0, [1i64], true)?;
             let place = unit.f_narrow(0, pass.first as i64, states.size()[0])?;
-            states.f_div_out(&place, &size)?;
+            let _ = states.f_div_out(&place, &size)?;
             lengths.push(size.f_view([-1])?);
             Ok(())
         })?;
