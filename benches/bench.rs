@@ -5,7 +5,9 @@
 mod parts {
     pub mod bertscore;
     pub mod fasttext;
+    pub mod functions;
     pub mod generate;
+    pub mod gpu_score;
     pub mod grpo;
     pub mod pack;
     pub mod pretrain;
@@ -34,10 +36,12 @@ fn main() {
     };
     let names: Vec<&str> = arguments.iter().map(String::as_str).filter(|a| !a.starts_with("--")).collect();
     type Bench = fn(&Options) -> anyhow::Result<()>;
-    let all: [(&str, Bench); 6] = [
+    let all: [(&str, Bench); 8] = [
         ("bertscore", parts::bertscore::run),
         ("fasttext", parts::fasttext::run),
+        ("functions", parts::functions::run),
         ("generate", parts::generate::run),
+        ("gpu-score", parts::gpu_score::run),
         ("grpo", parts::grpo::run),
         ("pack", parts::pack::run),
         ("pretrain", parts::pretrain::run),

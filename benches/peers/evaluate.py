@@ -1,9 +1,11 @@
 """The `evaluate` stage against a straightforward scorer on transformers: the same model, the same task files, the same prompts.
 
     python benches/peers/evaluate.py REPRO MODEL DATA [--limit N] [--max-length L] [--tasks a,b] [--rounds R] [--precision f32|bf16]
+                                     [--threads T] [--keep DIR]
 
 The scorer is that of tests/golden/eval.py: one sequence a candidate, sequences of like length together, logits of all places.
-Each round runs one after the other; the figure of a task is the median of its rounds. Loading and start-up are not counted, tokenising is.
+The two score a task one after the other, with as many threads; the figure of a task is the median of its rounds. Loading and start-up are
+not counted, tokenising is. With --keep a finished task's results stay in that directory and are not made again.
 Prints a table, how many predictions differ, and by how much the centered accuracies do.
 """
 
@@ -21,7 +23,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 
 def repro(args, labels, home):
     """Seconds and centered accuracy of each task and the items, of one run of the program."""
-    settings = {"model": args.model, "tasks": args.data, "precision": args.precision, "include": labels}
+    settings = {"model": args.model, "tasks": args.data, "precision": args.precision, "include": labels, "threads": args.threads}
     settings |= {"limit": args.limit} if args.limit else {}
     settings |= {"max_length": args.max_length} if args.max_length else {}
     pipeline = pathlib.Path(home) / "p.yaml"
@@ -46,6 +48,23 @@ def peer(args, labels):
     return seconds, centered, {(label, item["item"]): (item["prediction"], item["correct"]) for label, task in out.items() for item in task["items"]}
 
 
+def both(args, label, number):
+    """A task's results of one round: ours, theirs."""
+    kept = pathlib.Path(args.keep) / f"{label}.{number}.json" if args.keep else None
+    if kept and kept.exists():
+        found = json.loads(kept.read_text())
+    else:
+        with tempfile.TemporaryDirectory() as home:
+            found = [repro(args, [label], home), peer(args, [label])]
+        found = [[seconds, centered, [[*key, *value] for key, value in items.items()]] for seconds, centered, items in found]
+        if kept:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.with_suffix(".tmp").write_text(json.dumps(found))
+            kept.with_suffix(".tmp").rename(kept)
+    print(f"{label}: {len(found[1][2])} items, repro {found[0][0][label]:.1f} s, transformers {found[1][0][label]:.1f} s", file=sys.stderr, flush=True)
+    return [(seconds, centered, {(task, item): (guess, correct) for task, item, guess, correct in items}) for seconds, centered, items in found]
+
+
 def main():
     parser = argparse.ArgumentParser()
     for name in ("repro", "model", "data"):
@@ -56,16 +75,21 @@ def main():
                         "agi_eval_lsat_ar,bigbench_cs_algorithms,bigbench_repeat_copy_logic,jeopardy,bigbench_qa_wikidata,arc_easy")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", default="f32")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--keep")
     args = parser.parse_args()
     labels = args.tasks.split(",")
-    ours, theirs = {}, {}
-    for _ in range(args.rounds):
-        with tempfile.TemporaryDirectory() as home:
-            seconds, centered, items = repro(args, labels, home)
-        other, expected_centered, expected = peer(args, labels)
+    import torch
+    torch.set_num_threads(args.threads)
+    ours, theirs, items, expected, centered, expected_centered = {}, {}, {}, {}, {}, {}
+    for number in range(args.rounds):
         for label in labels:
-            ours.setdefault(label, []).append(seconds[label])
-            theirs.setdefault(label, []).append(other[label])
+            here, there = both(args, label, number)
+            ours.setdefault(label, []).append(here[0][label])
+            theirs.setdefault(label, []).append(there[0][label])
+            for (_, means, answers), to_means, to_answers in ((here, centered, items), (there, expected_centered, expected)):
+                to_means.update(means)
+                to_answers.update(answers)
     differ = sum(items.get(key) != value for key, value in expected.items())
     apart = max(abs(centered[label] - value) for label, value in expected_centered.items())
     print("| task | items | repro, s | transformers, s | times |\n|---|---|---|---|---|")

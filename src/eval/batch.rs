@@ -186,7 +186,8 @@ impl Plan {
         }
         let losses = Tensor::f_cat(&losses, 0)?.f_to_device(Device::Cpu)?;
         let losses = Vec::<f32>::try_from(losses).context("reading losses")?;
-        let best = Vec::<i64>::try_from(Tensor::f_cat(&best, 0)?.f_to_device(Device::Cpu)?).context("reading tokens")?;
+        let best =
+            Vec::<i64>::try_from(Tensor::f_cat(&best, 0)?.f_to_device(Device::Cpu)?).context("reading tokens")?;
         let (mut losses, mut best) = (losses.into_iter(), best.into_iter());
         let figures = self.batches.iter().map(|batch| Figures::take(batch, &mut losses, &mut best)).collect();
         ensure!(losses.next().is_none() && best.next().is_none(), "the device gave more figures than were asked for");

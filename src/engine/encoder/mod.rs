@@ -129,19 +129,21 @@ pub(crate) trait Model: Send {
     }
 }
 
+/// Best matches of every row that counts of two texts, the tokens around them included.
+pub(crate) type Best = (Vec<f32>, Vec<f32>);
+
 /// A model whose vectors stay on its device.
 pub(crate) trait Resident {
     /// Tokens whose vectors are held at the same time; None: as many as on the CPU.
     fn held(&self) -> Option<usize>;
 
-    /// For each pair of texts, numbered from 0 to below `texts`, the best matches of every row that counts, the tokens around texts
-    /// included; None where a vector is not made of numbers.
+    /// For each pair of texts, numbered from 0 to below `texts`, the best matches; None where a vector is not made of numbers.
     fn matches(
         &mut self,
         pieces: &[Piece],
         texts: usize,
         pairs: &[(usize, usize)],
-    ) -> anyhow::Result<Vec<Option<(Vec<f32>, Vec<f32>)>>>;
+    ) -> anyhow::Result<Vec<Option<Best>>>;
 }
 
 /// One window of a text with the tokens around it, and which of its rows count.

@@ -1,7 +1,9 @@
 //! The encoder's thread: takes what waits, computes each different text once, answers. Ends when the last handle is dropped; a panic or
 //! a device failure ends it and is told to all.
 
-use super::{EncodeError, EncoderOptions, Matches, Model, Piece, Shared, Tokens, Vectors, matching, window::windows};
+use super::{
+    Best, EncodeError, EncoderOptions, Matches, Model, Piece, Shared, Tokens, Vectors, matching, window::windows,
+};
 use crate::engine::cpu::{isa::Isa, rows};
 use rayon::prelude::*;
 use std::{
@@ -71,9 +73,6 @@ struct Worker<'a> {
     /// Tokens of a round.
     held: usize,
 }
-
-/// Best matches of every row of two texts.
-type Best = (Vec<f32>, Vec<f32>);
 
 /// Some of the pairs of all jobs, and the different texts in them.
 #[derive(Default)]

@@ -1,6 +1,7 @@
 //! Greedy matching on a device: pairs of like lengths side by side, the vectors of one text of each against those of the other in one
 //! product, of which the maxima of rows and columns are kept. In f32, as on the CPU. Owns the layout; the vectors are the caller's.
 
+use super::Best;
 use tch::{Kind, Tensor};
 
 /// Pairs that share a product.
@@ -86,12 +87,7 @@ impl Sheets {
     }
 
     /// Maxima of all sheets, one after the other, to those of each pair; empty texts have none, and give the others 0.
-    pub(super) fn read(
-        &self,
-        mut best: &[f32],
-        rows: &[Vec<i64>],
-        pairs: &[(usize, usize)],
-    ) -> Vec<(Vec<f32>, Vec<f32>)> {
+    pub(super) fn read(&self, mut best: &[f32], rows: &[Vec<i64>], pairs: &[(usize, usize)]) -> Vec<Best> {
         let zeros = |text: usize| vec![0.0; rows[text].len()];
         let mut answers: Vec<_> = pairs.iter().map(|&(a, b)| (zeros(a), zeros(b))).collect();
         for sheet in &self.all {

@@ -2,7 +2,7 @@
 //! within like lengths; vectors and their matches are made on the device, and only the matches travel. Everything that the device needs of
 //! a call goes there at once, before the first product, and nothing waits for it until the last.
 
-use super::{Model, Piece, Resident, States, sheet};
+use super::{Best, Model, Piece, Resident, States, sheet};
 use crate::models::{
     decoder::{Decoder, RopeTables},
     encoder::forward::EncoderModel,
@@ -201,7 +201,7 @@ impl Resident for TorchEncoder {
         pieces: &[Piece],
         texts: usize,
         pairs: &[(usize, usize)],
-    ) -> anyhow::Result<Vec<Option<(Vec<f32>, Vec<f32>)>>> {
+    ) -> anyhow::Result<Vec<Option<Best>>> {
         let sequences: Vec<&[u32]> = pieces.iter().map(|piece| piece.ids.as_slice()).collect();
         let layout = self.layout(&sequences);
         // The rows of each text that count.

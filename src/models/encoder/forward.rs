@@ -130,7 +130,7 @@ impl EncoderModel {
 
     fn normed(&self, x: &Tensor, norm: &Norm) -> anyhow::Result<Tensor> {
         let hidden = [self.config.hidden as i64];
-        Ok(x.f_layer_norm(&hidden, Some(&norm.weight), Some(&norm.bias), self.config.norm_eps, false)?)
+        Ok(x.f_layer_norm(hidden, Some(&norm.weight), Some(&norm.bias), self.config.norm_eps, false)?)
     }
 
     /// Attention, norm, feed-forward, norm (the order of the original transformer).
