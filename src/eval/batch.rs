@@ -24,9 +24,12 @@ pub(super) struct Cut {
 }
 
 impl Cut {
+    pub(super) const CPU: Self = Self { step: 1, logit_rows: 512 };
+    pub(super) const GPU: Self = Self { step: 16, logit_rows: 4096 };
+
     /// What suits that device.
     pub(super) fn of(device: Device) -> Self {
-        if device.is_cuda() { Self { step: 16, logit_rows: 4096 } } else { Self { step: 1, logit_rows: 512 } }
+        if device.is_cuda() { Self::GPU } else { Self::CPU }
     }
 }
 

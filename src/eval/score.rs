@@ -62,6 +62,7 @@ pub struct Scorer {
     device: Device,
     kind: Kind,
     batch_tokens: usize,
+    cut: Cut,
 }
 
 impl Scorer {
@@ -90,7 +91,13 @@ impl Scorer {
         }
         let model = CausalModel::from_dir(dir, device, kind)?;
         let least = if device.is_cuda() { GPU_BATCH_TOKENS } else { 1 };
-        Ok(Self { model, device, kind, batch_tokens: options.batch_tokens.max(least) })
+        let batch_tokens = options.batch_tokens.max(least);
+        Ok(Self { model, device, kind, batch_tokens, cut: Cut::of(device) })
+    }
+
+    /// Tokens of one forward pass at most.
+    pub fn batch_tokens(&self) -> usize {
+        self.batch_tokens
     }
 
     /// Longest sequence of the model.
@@ -123,7 +130,7 @@ impl Scorer {
             questions.iter().map(|q| vec![Scored::default(); q.candidates.len()]).collect();
         let rows = rows::rows(questions);
         let batches = rows::batches(&rows, self.batch_tokens);
-        let plan = Plan::new(&batches, Cut::of(self.device), vocab);
+        let plan = Plan::new(&batches, self.cut, vocab);
         let tokens = |part: &[rows::Row]| part.iter().map(|r| (r.prefix.len() + r.branch_tokens()) as u64).sum();
         let found = plan.run(&self.model, self.device, self.kind, &mut |number| batch(tokens(batches[number])))?;
         for (part, figures) in batches.iter().zip(&found) {
@@ -155,7 +162,7 @@ impl Scorer {
         let hidden = hidden.reshape([tokens.len() as i64 * steps, -1]);
         let wanted = all.narrow(1, 1, steps).reshape([-1]);
         let mut losses = Vec::new();
-        let chunk = Cut::of(self.device).logit_rows;
+        let chunk = self.cut.logit_rows;
         for start in (0..hidden.size()[0]).step_by(chunk) {
             let rows = (chunk as i64).min(hidden.size()[0] - start);
             let logits = self.model.logits(&hidden.narrow(0, start, rows));
@@ -249,11 +256,11 @@ mod tests {
         serde_json::from_str(&std::fs::read_to_string(golden().join("expected.json")).unwrap()).unwrap()
     }
 
-    /// The golden file scores each candidate alone with transformers; here they share prefixes and batches.
+    /// The golden file scores each candidate alone with transformers; here they share prefixes and batches, cut as for a CPU and for a GPU.
     #[test]
     fn answers_are_those_of_transformers() {
-        for batch_tokens in [1, 5_000] {
-            let scorer = scorer(batch_tokens, Precision::F32);
+        for (batch_tokens, cut) in [(1, Cut::CPU), (5_000, Cut::CPU), (5_000, Cut { logit_rows: 3, ..Cut::GPU })] {
+            let scorer = Scorer { cut, ..scorer(batch_tokens, Precision::F32) };
             for (label, expected) in expected() {
                 let mut tokens = 0;
                 let questions = questions(&label);

@@ -38,6 +38,8 @@ pub(super) use spec::{precision, read_prompt};
 const DEFAULT_SLOTS: usize = 32;
 /// Requests in flight per slot: enough that a freed slot finds the next request waiting.
 const REQUESTS_PER_SLOT: usize = 4;
+/// As many texts as a GPU's encoder sorts by length and computes together; waiting ones cost their text only.
+const ENCODER_SLOTS: usize = 256;
 /// Requests in flight at least.
 const MIN_REQUESTS: usize = 256;
 
@@ -314,7 +316,8 @@ impl Models {
             let slots = match &entry.spec {
                 ModelSpec::CausalLm(spec) => spec.slots.unwrap_or(DEFAULT_SLOTS),
                 ModelSpec::Remote(spec) => spec.concurrency.unwrap_or(DEFAULT_CONCURRENCY),
-                ModelSpec::Fasttext(_) | ModelSpec::Encoder(_) | ModelSpec::Tokenizer(_) => DEFAULT_SLOTS,
+                ModelSpec::Encoder(_) => ENCODER_SLOTS,
+                ModelSpec::Fasttext(_) | ModelSpec::Tokenizer(_) => DEFAULT_SLOTS,
             };
             let count = (slots * REQUESTS_PER_SLOT).max(MIN_REQUESTS);
             (Arc::new(Semaphore::new(count)), count)

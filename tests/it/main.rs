@@ -15,6 +15,7 @@ mod kill;
 mod layers;
 mod operator;
 mod pack;
+mod perplexity;
 mod pretrain;
 mod recycle;
 mod remote;

@@ -62,7 +62,7 @@ pub struct Config {
     /// A `packed` table that the model was not trained on. Its mean loss becomes a row with the metric `loss`.
     #[serde(default)]
     pub held_out: Option<String>,
-    /// Tokens of one forward pass, padding included.
+    /// Tokens of one forward pass, padding included; a GPU takes at least 32,768.
     #[serde(default = "batch_tokens")]
     pub batch_tokens: usize,
     /// `f32`, as the harness, or `bf16`.

@@ -35,7 +35,7 @@ impl Contexts {
             self.name,
             scorer.max_positions()
         );
-        let each = (config.batch_tokens / context).max(1) as u64;
+        let each = (scorer.batch_tokens() / context).max(1) as u64;
         let (mut total, mut done) = (0.0, 0);
         while done < contexts {
             ensure!(!cx.cancel.is_cancelled(), "stopped; run the same command again to continue");
