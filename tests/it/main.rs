@@ -3,6 +3,7 @@
 
 mod bertscore;
 mod cli;
+mod device;
 mod encoder;
 mod endpoint;
 mod engine;
