@@ -30,7 +30,11 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         _ => (1024, 256),
     };
     let (copy, flops) = (copy_bandwidth(gpu), product_rate(gpu));
-    println!("  copy {:.2} TB/s, bf16 product {:.0} TFLOP/s; prompts of {prompt}, {new} new tokens", copy / 1e12, flops / 1e12);
+    println!(
+        "  copy {:.2} TB/s, bf16 product {:.0} TFLOP/s; prompts of {prompt}, {new} new tokens",
+        copy / 1e12,
+        flops / 1e12
+    );
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     for (name, hidden, layers, heads, ffn) in SHAPES {
         if !name.contains(&options.case) {

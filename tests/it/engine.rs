@@ -613,7 +613,10 @@ async fn tokens_are_drawn_as_often_as_their_probabilities_say() {
             let expected = p * draws as f64;
             // Five standard deviations, and room for a token at the cut whose mass rounds the other way.
             let room = 5.0 * (expected * (1.0 - p)).sqrt() + 1.0;
-            assert!((f64::from(count) - expected).abs() <= room, "{sampling:?}, token {token}: {count}, not {expected:.1}");
+            assert!(
+                (f64::from(count) - expected).abs() <= room,
+                "{sampling:?}, token {token}: {count}, not {expected:.1}"
+            );
         }
     }
 }

@@ -87,9 +87,12 @@ impl Backend for CudaModel {
         self.program.bind()?;
         let size = self.config.kv_heads * PAGE * self.config.head_dim;
         for cache in self.layers.iter().flat_map(|layer| [&layer.keys, &layer.values]) {
-            let arguments = [Argument::of(cache), Argument::Int(from as i32), Argument::Int(to as i32), Argument::size(size)];
+            let arguments =
+                [Argument::of(cache), Argument::Int(from as i32), Argument::Int(to as i32), Argument::size(size)];
             // SAFETY: both pages are inside the cache, `size` elements each.
-            unsafe { self.program.launch(&self.program.copy_page, [size.div_ceil(1024), 1], (THREADS, 0), &arguments)? };
+            unsafe {
+                self.program.launch(&self.program.copy_page, [size.div_ceil(1024), 1], (THREADS, 0), &arguments)?
+            };
         }
         Ok(())
     }

@@ -5,9 +5,12 @@ use crate::models::config::DecoderConfig;
 use anyhow::{Context, anyhow};
 use cudarc::{
     driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, sys},
-    nvrtc::{CompileError, CompileOptions, compile_ptx_with_opts},
+    nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts},
 };
-use std::sync::Arc;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 use tch::Tensor;
 
 const SOURCE: &str = concat!(
@@ -83,11 +86,7 @@ impl Program {
             define("DIM", config.head_dim),
             define("PAGE", page),
         ];
-        let options = CompileOptions { options, ..CompileOptions::default() };
-        let code = compile_ptx_with_opts(SOURCE, options).map_err(|error| match error {
-            CompileError::CompileError { log, .. } => anyhow!("NVRTC: {}", log.to_string_lossy()),
-            other => anyhow!("NVRTC: {other:?}"),
-        })?;
+        let code = compiled(options)?;
         let module = context.load_module(code).map_err(driver).context("loading the kernels")?;
         let get = |name: &str| module.load_function(name).map_err(driver).with_context(|| format!("kernel {name}"));
         let tiles = takes_tiles(config, half).then(|| {
@@ -100,7 +99,11 @@ impl Program {
                 kernel.set_attribute(attribute, shared as i32).map_err(driver)?;
                 anyhow::Ok(kernel)
             };
-            anyhow::Ok(Tiles { prompts: large("attend_prompts")?, tokens: large("attend_tokens")?, shared: shared as u32 })
+            anyhow::Ok(Tiles {
+                prompts: large("attend_prompts")?,
+                tokens: large("attend_tokens")?,
+                shared: shared as u32,
+            })
         });
         Ok(Self {
             embed: get("embed")?,
@@ -169,6 +172,22 @@ impl Program {
         unsafe { builder.launch(config) }.map_err(driver)?;
         Ok(())
     }
+}
+
+/// The kernels under those options; models of the same shape in one process share them.
+fn compiled(options: Vec<String>) -> anyhow::Result<Ptx> {
+    static DONE: Mutex<BTreeMap<Vec<String>, Ptx>> = Mutex::new(BTreeMap::new());
+    let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(code) = done.get(&options) {
+        return Ok(code.clone());
+    }
+    let given = CompileOptions { options: options.clone(), ..CompileOptions::default() };
+    let code = compile_ptx_with_opts(SOURCE, given).map_err(|error| match error {
+        CompileError::CompileError { log, .. } => anyhow!("NVRTC: {}", log.to_string_lossy()),
+        other => anyhow!("NVRTC: {other:?}"),
+    })?;
+    done.insert(options, code.clone());
+    Ok(code)
 }
 
 /// One argument of a kernel.
