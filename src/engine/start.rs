@@ -118,7 +118,7 @@ fn launch_as<E: Elem>(decoder: Decoder, setup: Setup) -> anyhow::Result<Engine> 
 }
 
 /// Starts the thread that owns the backend.
-fn spawn(
+pub fn spawn(
     config: DecoderConfig,
     backend: Box<dyn Backend>,
     slots: usize,

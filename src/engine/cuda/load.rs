@@ -29,11 +29,20 @@ impl CudaModel {
     /// # Errors
     /// No driver; not enough memory, said before the cache is made.
     pub fn new(decoder: Decoder, slots: usize, limits: Limits, device: usize, kind: Kind) -> anyhow::Result<Self> {
+        let program = Program::new(device, &decoder.config, kind == Kind::BFloat16, PAGE)?;
+        Self::with(program, decoder, (slots, limits), Device::Cuda(device), kind)
+    }
+
+    /// The same with the kernels at hand.
+    pub(super) fn with(
+        program: Program,
+        decoder: Decoder,
+        (slots, limits): (usize, Limits),
+        gpu: Device,
+        kind: Kind,
+    ) -> anyhow::Result<Self> {
         let _guard = tch::no_grad_guard();
         let Decoder { config, mut weights } = decoder;
-        let half = kind == Kind::BFloat16;
-        let program = Program::new(device, &config, half, PAGE)?;
-        let gpu = Device::Cuda(device);
         let mut take = Source { weights: &mut weights, device: gpu, kind };
         let embedding = take.take("model.embed_tokens.weight")?;
         let head = if config.tied_embeddings { embedding.shallow_clone() } else { take.take("lm_head.weight")? };

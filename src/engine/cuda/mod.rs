@@ -5,9 +5,13 @@
 //! on how many rows the step has, in f32 too; the random streams are hashes (kernels/draw.cu), so a seed draws other tokens
 //! than on the CPU. Departure from transformers in bf16: the residual stream and all norms stay in f32, logits are f32.
 
+#[cfg(test)]
+mod emulate;
 mod load;
 mod program;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 use super::{
     backend::{Backend, Batch, Limits, Logits, Output},
@@ -233,7 +237,11 @@ impl CudaModel {
     fn project(&self, x: &Tensor, delta: Option<&Tensor>, tables: &Tables) -> anyhow::Result<Tensor> {
         let last = self.norm(x, delta, &self.final_norm, Some((&tables.outputs, tables.output_count)))?;
         let head = self.head.f_tr()?;
-        Ok(if self.kind == Kind::Float { last.f_mm(&head)? } else { last.f_mm_dtype(&head, Kind::Float)? })
+        if self.device.is_cuda() && self.kind != Kind::Float {
+            return Ok(last.f_mm_dtype(&head, Kind::Float)?);
+        }
+        // What libtorch has no product with wider results for: the CPU.
+        Ok(last.f_to_kind(Kind::Float)?.f_mm(&head.f_to_kind(Kind::Float)?)?)
     }
 
     /// What was drawn for the outputs that ask for it.

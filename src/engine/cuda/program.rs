@@ -1,10 +1,15 @@
 //! Our kernels on a GPU: kernels/*.cu compiled for one model by NVRTC when the engine starts, and launched on the stream that
 //! libtorch uses, so that both take turns without waiting for each other. Knows pointers and counts, nothing of models.
+//! In tests the same kernels run on the CPU (emulate.rs).
 
+#[cfg(test)]
+use super::emulate::Emulated;
+#[cfg(test)]
+use crate::engine::memory;
 use crate::models::config::DecoderConfig;
 use anyhow::{Context, anyhow};
 use cudarc::{
-    driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, sys},
+    driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, sys},
     nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts},
 };
 use std::{
@@ -14,6 +19,7 @@ use std::{
 use tch::Tensor;
 
 const SOURCE: &str = concat!(
+    include_str!("kernels/ptx.cu"),
     include_str!("kernels/base.cu"),
     include_str!("kernels/rows.cu"),
     include_str!("kernels/attend.cu"),
@@ -25,25 +31,42 @@ pub const THREADS: u32 = 256;
 
 /// One model's kernels on one GPU.
 pub struct Program {
-    context: Arc<CudaContext>,
-    stream: Arc<CudaStream>,
-    pub embed: CudaFunction,
-    pub rms_norm: CudaFunction,
-    pub heads: CudaFunction,
-    pub gate: CudaFunction,
-    pub copy_page: CudaFunction,
-    pub attend_plain: CudaFunction,
+    machine: Machine,
+    pub embed: Kernel,
+    pub rms_norm: Kernel,
+    pub heads: Kernel,
+    pub gate: Kernel,
+    pub copy_page: Kernel,
+    pub attend_plain: Kernel,
     /// Attention on tensor cores, where type and head width allow it.
     pub tiles: Option<Tiles>,
-    pub draw: CudaFunction,
+    pub draw: Kernel,
+}
+
+/// What runs the kernels.
+enum Machine {
+    Gpu {
+        context: Arc<CudaContext>,
+        stream: Arc<CudaStream>,
+        module: Arc<CudaModule>,
+    },
+    #[cfg(test)]
+    Emulated(Emulated),
+}
+
+/// One kernel.
+pub struct Kernel {
+    name: &'static str,
+    /// None where it is emulated.
+    function: Option<CudaFunction>,
 }
 
 /// The kernels that take tiles of queries.
 pub struct Tiles {
     /// Many positions of a sequence: [`PROMPT_ROWS`] rows a tile.
-    pub prompts: CudaFunction,
+    pub prompts: Kernel,
     /// One position of a sequence: [`TOKEN_ROWS`] rows a tile.
-    pub tokens: CudaFunction,
+    pub tokens: Kernel,
     /// Bytes of shared memory that a block takes.
     pub shared: u32,
 }
@@ -76,27 +99,37 @@ impl Program {
     pub fn new(device: usize, config: &DecoderConfig, half: bool, page: usize) -> anyhow::Result<Self> {
         let context = CudaContext::new(device).map_err(driver).with_context(|| format!("cuda:{device}"))?;
         let (major, minor) = context.compute_capability().map_err(driver)?;
-        let define = |name: &str, value: usize| format!("-D{name}={value}");
-        let options = vec![
-            format!("--gpu-architecture=compute_{major}{minor}"),
-            "--std=c++17".to_owned(),
-            define("HALF", usize::from(half)),
-            define("HEADS", config.heads),
-            define("KV_HEADS", config.kv_heads),
-            define("DIM", config.head_dim),
-            define("PAGE", page),
-        ];
-        let code = compiled(options)?;
-        let module = context.load_module(code).map_err(driver).context("loading the kernels")?;
-        let get = |name: &str| module.load_function(name).map_err(driver).with_context(|| format!("kernel {name}"));
-        let tiles = takes_tiles(config, half).then(|| {
+        let mut options = vec![format!("--gpu-architecture=compute_{major}{minor}"), "--std=c++17".to_owned()];
+        options.extend(definitions(config, half, page));
+        let module = context.load_module(compiled(options)?).map_err(driver).context("loading the kernels")?;
+        // libtorch computes on the default stream unless told otherwise, and nobody tells it.
+        let stream = context.default_stream();
+        Self::on(Machine::Gpu { context, stream, module }, takes_tiles(config, half).then_some(config.head_dim), page)
+    }
+
+    /// The same kernels on the CPU.
+    ///
+    /// # Errors
+    /// They cannot be compiled.
+    #[cfg(test)]
+    pub fn emulated(config: &DecoderConfig, half: bool, page: usize) -> anyhow::Result<Self> {
+        let machine = Machine::Emulated(Emulated::new(&definitions(config, half, page))?);
+        Self::on(machine, takes_tiles(config, half).then_some(config.head_dim), page)
+    }
+
+    /// Finds the kernels. `tiles` is the head width of those that take tiles.
+    fn on(machine: Machine, tiles: Option<usize>, page: usize) -> anyhow::Result<Self> {
+        let get = |name: &'static str| machine.kernel(name);
+        let tiles = tiles.map(|head_dim| {
             // Two pages of keys and two of values; the merged parts of single tokens take less.
-            let shared = 4 * page * config.head_dim * 2;
-            let shared = shared.max(4 * TOKEN_ROWS * (config.head_dim + 2) * size_of::<f32>());
-            let large = |name: &str| {
+            let shared = 4 * page * head_dim * 2;
+            let shared = shared.max(4 * TOKEN_ROWS * (head_dim + 2) * size_of::<f32>());
+            let large = |name| {
                 let kernel = get(name)?;
                 let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                kernel.set_attribute(attribute, shared as i32).map_err(driver)?;
+                if let Some(function) = &kernel.function {
+                    function.set_attribute(attribute, shared as i32).map_err(driver)?;
+                }
                 anyhow::Ok(kernel)
             };
             anyhow::Ok(Tiles {
@@ -105,6 +138,7 @@ impl Program {
                 shared: shared as u32,
             })
         });
+        let tiles = tiles.transpose()?;
         Ok(Self {
             embed: get("embed")?,
             rms_norm: get("rms_norm")?,
@@ -112,11 +146,9 @@ impl Program {
             gate: get("gate")?,
             copy_page: get("copy_page")?,
             attend_plain: get("attend_plain")?,
-            tiles: tiles.transpose()?,
             draw: get("draw")?,
-            // libtorch computes on the default stream unless told otherwise, and nobody tells it.
-            stream: context.default_stream(),
-            context,
+            tiles,
+            machine,
         })
     }
 
@@ -125,7 +157,11 @@ impl Program {
     /// # Errors
     /// The driver's.
     pub fn bind(&self) -> anyhow::Result<()> {
-        self.context.bind_to_thread().map_err(driver)
+        match &self.machine {
+            Machine::Gpu { context, .. } => context.bind_to_thread().map_err(driver),
+            #[cfg(test)]
+            Machine::Emulated(_) => Ok(()),
+        }
     }
 
     /// Free and total bytes of its GPU's memory.
@@ -133,8 +169,17 @@ impl Program {
     /// # Errors
     /// The driver's.
     pub fn memory(&self) -> anyhow::Result<(u64, u64)> {
-        let (free, total) = self.context.mem_get_info().map_err(driver)?;
-        Ok((free as u64, total as u64))
+        match &self.machine {
+            Machine::Gpu { context, .. } => {
+                let (free, total) = context.mem_get_info().map_err(driver)?;
+                Ok((free as u64, total as u64))
+            }
+            #[cfg(test)]
+            Machine::Emulated(_) => {
+                let free = memory::available().context("the free memory is not known")?;
+                Ok((free, free))
+            }
+        }
     }
 
     /// Queues a kernel: `blocks` [x, y] of `threads`, `shared` bytes each.
@@ -147,7 +192,7 @@ impl Program {
     /// reads and writes, alive until the kernel has run: tensors of the same stream are, also when they are dropped before.
     pub unsafe fn launch(
         &self,
-        kernel: &CudaFunction,
+        kernel: &Kernel,
         blocks: [usize; 2],
         (threads, shared): (u32, u32),
         arguments: &[Argument],
@@ -155,23 +200,55 @@ impl Program {
         if blocks.contains(&0) {
             return Ok(());
         }
-        let config = LaunchConfig {
-            grid_dim: (blocks[0] as u32, blocks[1] as u32, 1),
-            block_dim: (threads, 1, 1),
-            shared_mem_bytes: shared,
-        };
-        let mut builder = self.stream.launch_builder(kernel);
-        for argument in arguments {
-            match argument {
-                Argument::Pointer(p) => builder.arg(p),
-                Argument::Int(i) => builder.arg(i),
-                Argument::Float(f) => builder.arg(f),
-            };
+        match (&self.machine, &kernel.function) {
+            (Machine::Gpu { stream, .. }, Some(function)) => {
+                let mut builder = stream.launch_builder(function);
+                for argument in arguments {
+                    match argument {
+                        Argument::Pointer(p) => builder.arg(p),
+                        Argument::Int(i) => builder.arg(i),
+                        Argument::Float(f) => builder.arg(f),
+                    };
+                }
+                let grid_dim = (blocks[0] as u32, blocks[1] as u32, 1);
+                let config = LaunchConfig { grid_dim, block_dim: (threads, 1, 1), shared_mem_bytes: shared };
+                // SAFETY: promised by the caller.
+                unsafe { builder.launch(config) }.map_err(driver)?;
+                Ok(())
+            }
+            #[cfg(test)]
+            (Machine::Emulated(machine), _) => {
+                // SAFETY: promised by the caller.
+                unsafe { machine.launch(kernel.name, blocks, (threads, shared), arguments) }
+            }
+            _ => unreachable!("kernel {} was found on this machine", kernel.name),
         }
-        // SAFETY: promised by the caller.
-        unsafe { builder.launch(config) }.map_err(driver)?;
-        Ok(())
     }
+}
+
+impl Machine {
+    fn kernel(&self, name: &'static str) -> anyhow::Result<Kernel> {
+        let function = match self {
+            Self::Gpu { module, .. } => {
+                Some(module.load_function(name).map_err(driver).with_context(|| format!("kernel {name}"))?)
+            }
+            #[cfg(test)]
+            Self::Emulated(_) => None,
+        };
+        Ok(Kernel { name, function })
+    }
+}
+
+/// What the kernels are compiled for.
+fn definitions(config: &DecoderConfig, half: bool, page: usize) -> Vec<String> {
+    let values = [
+        ("HALF", usize::from(half)),
+        ("HEADS", config.heads),
+        ("KV_HEADS", config.kv_heads),
+        ("DIM", config.head_dim),
+        ("PAGE", page),
+    ];
+    values.into_iter().map(|(name, value)| format!("-D{name}={value}")).collect()
 }
 
 /// The kernels under those options; models of the same shape in one process share them.

@@ -48,33 +48,12 @@ extern "C" __global__ void attend_plain(
 #define STEPS (DIM / 16)   // inner steps of the product with keys
 #define COLUMNS (DIM / 8)  // result tiles of the product with values
 
-__device__ __forceinline__ u32 pack(float low, float high) {
-    u32 both;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-    return both;
-}
-__device__ __forceinline__ void product(float* c, const u32* a, u32 b0, u32 b1) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-__device__ __forceinline__ void matrices(u32* r, u32 address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address));
-}
-__device__ __forceinline__ void matrices_turned(u32* r, u32 address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address));
-}
 // Byte offset of a 16-byte piece in a page: pieces of a row change places so that eight rows of one piece lie in different banks.
 __device__ __forceinline__ u32 piece(int row, int chunk) { return (row * CHUNKS + (chunk ^ (row & 7))) * 16; }
 
 // Starts to copy one page of a head to shared memory; 128 threads.
 __device__ __forceinline__ void fetch(u32 to, const T* from) {
-    for (int i = threadIdx.x; i < PAGE * CHUNKS; i += 128)
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + piece(i / CHUNKS, i % CHUNKS)),
-                     "l"(from + (size_t)i * 8));
+    for (int i = threadIdx.x; i < PAGE * CHUNKS; i += 128) copy_later(to + piece(i / CHUNKS, i % CHUNKS), from + (size_t)i * 8);
 }
 
 // Four warps. SPLIT: one tile of 16 rows, each warp takes 16 keys of every page, and the parts are merged at the end (single
@@ -82,10 +61,10 @@ __device__ __forceinline__ void fetch(u32 to, const T* from) {
 template <bool SPLIT>
 __device__ void attend(
     const T* qkv, int stride, T* out, const T* keys, const T* values, const int* tables, const int4* tiles, float scale) {
-    extern __shared__ __align__(128) unsigned char shared[];
+    DYNAMIC_SHARED(shared);
     const u32 PAGE_BYTES = PAGE * DIM * 2;
     const int TILES = SPLIT ? 2 : 8, INNER = SPLIT ? 1 : 4;
-    u32 base = (u32)__cvta_generic_to_shared(shared);
+    u32 base = shared_address(shared);
     int4 tile = tiles[blockIdx.x];
     int kv = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     int used = tile.y * GROUP, first = SPLIT ? 0 : warp * 16, key0 = SPLIT ? warp * 16 : 0;
@@ -119,15 +98,15 @@ __device__ void attend(
         u32 to = base + (p & 1) * 2 * PAGE_BYTES;
         fetch(to, keys + at);
         fetch(to + PAGE_BYTES, values + at);
-        asm volatile("cp.async.commit_group;");
+        copies_end();
     };
     load(0);
     for (int p = 0; p < pages; p++) {
         if (p + 1 < pages) {
             load(p + 1);
-            asm volatile("cp.async.wait_group 1;");
+            copies_wait<1>();
         } else {
-            asm volatile("cp.async.wait_group 0;");
+            copies_wait<0>();
         }
         __syncthreads();
         u32 k = base + (p & 1) * 2 * PAGE_BYTES, v = k + PAGE_BYTES;

@@ -1,19 +1,12 @@
 // What the other files share. Compiled at run time for one model (see ../program.rs), which defines:
 //   HALF           1: weights, activations and cache are bf16; 0: f32
 //   HEADS, KV_HEADS, DIM, PAGE
-// No headers: NVRTC brings none.
-
-typedef unsigned int u32;
-typedef unsigned long long u64;
+// What the language lacks stands in ptx.cu; emulate.cpp has the same for a CPU, where the tests run these kernels.
 
 #if HALF
 typedef unsigned short T;
 __device__ __forceinline__ float wide(T x) { return __uint_as_float((u32)x << 16); }
-__device__ __forceinline__ T narrow(float x) {
-    T y;
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y) : "f"(x));
-    return y;
-}
+__device__ __forceinline__ T narrow(float x) { return to_half(x); }
 #else
 typedef float T;
 __device__ __forceinline__ float wide(T x) { return x; }
