@@ -27,7 +27,7 @@ impl CudaModel {
     /// Puts a decoder on GPU number `device`; its tensors may be anywhere and of any type.
     ///
     /// # Errors
-    /// No driver; not enough memory, said before the cache is made.
+    /// No driver; not enough memory, said before the cache is made; kernels that compute something else on this GPU.
     pub fn new(decoder: Decoder, slots: usize, limits: Limits, device: usize, kind: Kind) -> anyhow::Result<Self> {
         let program = Program::new(device, &decoder.config, kind == Kind::BFloat16, PAGE)?;
         Self::with(program, decoder, (slots, limits), Device::Cuda(device), kind)
@@ -61,7 +61,7 @@ impl CudaModel {
         let positions = config.max_positions.min(pages * PAGE);
         let (cos, sin) = rope::tables(&config, positions);
         let table = |values: &[f32]| Ok::<_, tch::TchError>(Tensor::f_from_slice(values)?.to_device(gpu));
-        Ok(Self {
+        let mut model = Self {
             rope: (table(&cos)?, table(&sin)?),
             program,
             device: gpu,
@@ -74,7 +74,9 @@ impl CudaModel {
             final_norm,
             config,
             host: Vec::new(),
-        })
+        };
+        model.check()?;
+        Ok(model)
     }
 
     /// Takes other parameters of the same shapes for the present ones. Those that are on the GPU in the model's type already

@@ -5,6 +5,7 @@
 //! on how many rows the step has, in f32 too; the random streams are hashes (kernels/draw.cu), so a seed draws other tokens
 //! than on the CPU. Departure from transformers in bf16: the residual stream and all norms stay in f32, logits are f32.
 
+mod check;
 #[cfg(test)]
 mod emulate;
 mod load;

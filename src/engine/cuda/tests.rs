@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     engine::{
-        DeviceSpec, Engine, EngineOptions, FormatStep, Precision, Request, Sampling, backend::Limits, pages::PAGE,
-        pool, start,
+        DeviceSpec, Engine, EngineOptions, FormatStep, Precision, Request, RequestError, Sampling, backend::Limits,
+        pages::PAGE, pool, start,
     },
     models::{
         config::{Arch, DecoderConfig, RopeScaling},
@@ -146,6 +146,30 @@ async fn attention_in_tiles_gives_the_probabilities_of_f32() {
                 }
             }
         }
+    }
+}
+
+/// What a sequence of NaN leaves in a page does not reach the next sequence that takes it.
+#[tokio::test]
+async fn a_row_that_is_not_a_number_fails_alone() {
+    let spoilt = || {
+        let mut decoder = wide(64, 4, 2);
+        let embedding = decoder.weights.tensors.remove("model.embed_tokens.weight").unwrap();
+        let _ = embedding.get(7).fill_(f64::NAN);
+        // The output matrix must not be spoilt with it.
+        decoder.config.tied_embeddings = false;
+        let head = wide(64, 4, 2).weights.tensors.remove("model.embed_tokens.weight").unwrap();
+        decoder.weights.tensors.insert("lm_head.weight".into(), head);
+        decoder.weights.tensors.insert("model.embed_tokens.weight".into(), embedding);
+        decoder
+    };
+    let good = [request((20..60).collect(), 6)];
+    let clean = answers(&emulated(spoilt(), Kind::BFloat16, 1, 256), &good).await;
+    let engine = emulated(spoilt(), Kind::BFloat16, 1, 256);
+    for _ in 0..2 {
+        let bad = engine.generate(request([7; 150].to_vec(), 4)).await;
+        assert!(matches!(bad, Err(RequestError::NotANumber(0))), "{bad:?}");
+        assert_eq!(answers(&engine, &good).await, clean);
     }
 }
 

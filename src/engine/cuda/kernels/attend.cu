@@ -110,6 +110,14 @@ __device__ void attend(
         }
         __syncthreads();
         u32 k = base + (p & 1) * 2 * PAGE_BYTES, v = k + PAGE_BYTES;
+        // Behind the last position the page holds what another sequence left, numbers or not; their weight is 0, and 0 times
+        // NaN is NaN.
+        int filled = tile.z + tile.y - p * PAGE;
+        if (filled < PAGE) {
+            uint4* rows = (uint4*)(shared + (v - base));
+            for (int i = filled * CHUNKS + threadIdx.x; i < PAGE * CHUNKS; i += 128) rows[i] = make_uint4(0, 0, 0, 0);
+            __syncthreads();
+        }
 
         float s[TILES][4];
 #pragma unroll

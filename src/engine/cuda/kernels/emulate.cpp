@@ -22,6 +22,8 @@ typedef unsigned long long u64;
 #define DYNAMIC_SHARED(name) unsigned char* name = block_memory
 
 struct int4 { int x, y, z, w; };
+struct uint4 { unsigned x, y, z, w; };
+static uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 struct float2 { float x, y; };
 static float2 make_float2(float x, float y) { return {x, y}; }
 struct Index { unsigned x, y, z; };
