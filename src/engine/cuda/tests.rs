@@ -167,7 +167,8 @@ async fn a_row_that_is_not_a_number_fails_alone() {
     let clean = answers(&emulated(spoilt(), Kind::BFloat16, 1, 256), &good).await;
     let engine = emulated(spoilt(), Kind::BFloat16, 1, 256);
     for _ in 0..2 {
-        let bad = engine.generate(request([7; 150].to_vec(), 4)).await;
+        // Three full pages, of which the next sequence takes one.
+        let bad = engine.generate(request(vec![7; 188], 4)).await;
         assert!(matches!(bad, Err(RequestError::NotANumber(0))), "{bad:?}");
         assert_eq!(answers(&engine, &good).await, clean);
     }
