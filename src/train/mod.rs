@@ -18,3 +18,4 @@ pub mod schedule;
 pub mod setup;
 pub mod sft;
 mod threads;
+mod transfer;

@@ -9,6 +9,7 @@
 //! | [`policy`] | the model under training, one update |
 //! | [`rollout`] | completions from the engine, scored |
 //! | [`run`] | the loop: steps, evaluation, checkpoints, when to stop |
+//! | `staged` | passes as tensors on the device |
 //! | [`table`] | rollouts and metrics as record batches |
 //!
 //! Departures from TRL: a completion whose reward failed takes no part in its group (TRL counts the missing part as 0); prompts
@@ -21,4 +22,5 @@ pub mod loss;
 pub mod policy;
 pub mod rollout;
 pub mod run;
+mod staged;
 pub mod table;
