@@ -11,9 +11,10 @@ use super::{
     fused::Fused,
     loss::{self, Terms},
     metrics::Metrics,
-    optim::{AdamW, AdamWOptions, FlatParameters, clip_factor},
+    optim::{AdamW, AdamWOptions, FlatParameters, clip_factor, norm},
     recompute,
     schedule::WarmupCosine,
+    transfer::{download, upload},
 };
 use crate::models::{
     causal::{CausalConfig, CausalModel},
@@ -43,15 +44,18 @@ impl Contexts {
     pub fn targets(&self) -> usize {
         self.ids.len() - self.rows
     }
+}
 
-    /// Inputs [rows, context - 1] and targets [rows · (context - 1)], i64.
-    fn tensors(&self, device: tch::Device) -> (Tensor, Tensor) {
-        let ids: Vec<i64> = self.ids.iter().map(|&id| i64::from(id)).collect();
-        let all = Tensor::from_slice(&ids).view([self.rows as i64, -1]);
-        let width = all.size()[1] - 1;
-        let part = |from| all.narrow(1, from, width).contiguous().to_device(device);
+/// Inputs [rows, context - 1] and targets [rows · (context - 1)] of each batch, i64, in one transfer.
+fn tensors(batches: &[Contexts], device: tch::Device) -> Vec<(Tensor, Tensor)> {
+    let ids: Vec<Vec<i64>> = batches.iter().map(|b| b.ids.iter().map(|&id| i64::from(id)).collect()).collect();
+    let lists: Vec<&[i64]> = ids.iter().map(Vec::as_slice).collect();
+    let split = |(all, batch): (Tensor, &Contexts)| {
+        let all = all.view([batch.rows as i64, -1]);
+        let part = |from| all.narrow(1, from, all.size()[1] - 1).contiguous();
         (part(0), part(1).view([-1]))
-    }
+    };
+    upload(&lists, device).into_iter().zip(batches).map(split).collect()
 }
 
 /// Where contexts come from, in an order that depends on nothing but the position.
@@ -180,8 +184,9 @@ impl Pretrainer {
         ensure!(targets > 0, "the batch holds no tokens");
         batches.iter().try_for_each(|b| self.check_ids(b))?;
         let terms = Terms { scale: 1.0 / targets as f64, z_loss: self.options.z_loss };
-        let (sums, grad) = self.gradient(batches, terms);
-        let (grad_norm, factor) = clip_factor(&grad, self.options.clip);
+        let (sums, grad) = self.raw_gradient(batches, terms);
+        let (sums, grad_norm) = sums.read(&norm(&grad));
+        let factor = clip_factor(grad_norm, self.options.clip);
         let loss = sums.loss / targets as f64;
         if !loss.is_finite() || !grad_norm.is_finite() {
             bail!(
@@ -204,51 +209,80 @@ impl Pretrainer {
 
     /// Sums of the loss and its gradient [N] f32, over the micro-batches, at the present weights.
     pub fn gradient(&mut self, batches: &[Contexts], terms: Terms) -> (Sums, Tensor) {
+        let (sums, grad) = self.raw_gradient(batches, terms);
+        (sums.read(&Tensor::zeros([], (Kind::Double, grad.device()))).0, grad)
+    }
+
+    fn raw_gradient(&mut self, batches: &[Contexts], terms: Terms) -> (Raw, Tensor) {
         if let Some(fused) = &mut self.fused {
-            return fused.gradient(&self.parameters, batches, terms);
+            let (sums, grad) = fused.gradient(&self.parameters, batches, terms);
+            return (Raw { passes: Vec::new(), known: sums }, grad);
         }
         let compute = self.parameters.compute(self.options.kind);
-        let mut total = Sums::default();
+        let mut passes = Vec::with_capacity(batches.len());
         let mut grad: Option<Tensor> = None;
-        for batch in batches {
-            let (sums, part) = match self.options.backward {
-                Backward::Recompute => self.recomputed(&compute, batch, terms),
-                Backward::Auto | Backward::ByHand | Backward::Autograd => self.autograd(&compute, batch, terms),
+        for (tokens, targets) in tensors(batches, compute.device()) {
+            let before = grad.take();
+            let (sums, sum) = match self.options.backward {
+                Backward::Recompute => self.recomputed(&compute, (&tokens, &targets), terms, before),
+                Backward::Auto | Backward::ByHand | Backward::Autograd => {
+                    self.autograd(&compute, (&tokens, &targets), terms, before)
+                }
             };
-            total += sums;
-            match &mut grad {
-                Some(grad) => *grad += part,
-                None => grad = Some(part.to_kind(Kind::Float)),
-            }
+            passes.push(sums);
+            grad = Some(sum);
         }
         *self.model.weights_mut() = Weights { tensors: Default::default() };
-        (total, grad.expect("there is at least one micro-batch"))
+        (Raw { passes, known: Sums::default() }, grad.expect("there is at least one micro-batch"))
     }
 
-    fn autograd(&mut self, compute: &Tensor, batch: &Contexts, terms: Terms) -> (Sums, Tensor) {
+    /// One pass that keeps all activations; its gradient is added to `before`.
+    fn autograd(
+        &mut self,
+        compute: &Tensor,
+        (tokens, targets): (&Tensor, &Tensor),
+        terms: Terms,
+        before: Option<Tensor>,
+    ) -> ([Tensor; 3], Tensor) {
         let views = self.parameters.views(compute);
         *self.model.weights_mut() = views.weights;
-        let (tokens, targets) = batch.tensors(compute.device());
-        let hidden = self.model.hidden(&tokens, self.options.kind);
-        let flat = hidden.reshape([-1, hidden.size()[2]]);
-        let loss = loss::answer_loss_z(&flat, self.model.output_weight(), &targets, terms, loss::CHUNK_ROWS);
+        let hidden = self.model.hidden(tokens, self.options.kind);
+        let loss = self.loss(&hidden, targets, terms);
         loss.surrogate.backward();
-        (sums_of(&loss), views.leaf.grad())
+        let part = views.leaf.grad();
+        let grad = match before {
+            Some(mut grad) => {
+                grad += part;
+                grad
+            }
+            None => part.to_kind(Kind::Float),
+        };
+        ([loss.sum, loss.z_sum, loss.correct], grad)
     }
 
-    fn recomputed(&mut self, compute: &Tensor, batch: &Contexts, terms: Terms) -> (Sums, Tensor) {
-        *self.model.weights_mut() = recompute::leaves(&self.parameters.split(compute));
-        let (tokens, targets) = batch.tensors(compute.device());
-        let mut sums = Sums::default();
-        recompute::backward(&self.model, &tokens, self.options.kind, |hidden| {
-            let flat = hidden.reshape([-1, hidden.size()[2]]);
-            let loss = loss::answer_loss_z(&flat, self.model.output_weight(), &targets, terms, loss::CHUNK_ROWS);
-            sums = sums_of(&loss);
+    /// The same with each block computed twice.
+    fn recomputed(
+        &mut self,
+        compute: &Tensor,
+        (tokens, targets): (&Tensor, &Tensor),
+        terms: Terms,
+        before: Option<Tensor>,
+    ) -> ([Tensor; 3], Tensor) {
+        *self.model.weights_mut() = self.parameters.leaves(compute);
+        let mut sums = None;
+        recompute::backward(&self.model, tokens, self.options.kind, |hidden| {
+            let loss = self.loss(hidden, targets, terms);
+            sums = Some([loss.sum, loss.z_sum, loss.correct]);
             loss.surrogate
         });
-        let tensors = &self.model.weights().tensors;
-        let parts = self.parameters.slots().iter().map(|slot| tensors[&slot.name].grad().reshape([-1]));
-        (sums, tch::no_grad(|| Tensor::cat(&parts.collect::<Vec<_>>(), 0)))
+        let grad = before.unwrap_or_else(|| self.parameters.master.zeros_like());
+        self.parameters.collect(self.model.weights_mut(), "", &grad);
+        (sums.expect("the surrogate was asked for"), grad)
+    }
+
+    fn loss(&self, hidden: &Tensor, targets: &Tensor, terms: Terms) -> loss::AnswerLoss {
+        let flat = hidden.reshape([-1, hidden.size()[2]]);
+        loss::answer_loss_z(&flat, self.model.output_weight(), targets, terms, loss::CHUNK_ROWS)
     }
 
     /// Mean -log p over all contexts of `source` (`rows` of them, `at_once` at a time), without training.
@@ -259,20 +293,22 @@ impl Pretrainer {
         let _guard = tch::no_grad_guard();
         let device = self.parameters.master.device();
         *self.model.weights_mut() = self.parameters.weights(self.options.kind);
-        let (mut sum, mut count, mut left) = (0.0, 0, rows);
+        let (mut sums, mut count, mut left) = (Vec::new(), 0, rows);
         while left > 0 {
             let batch = source.take(left.min(at_once.max(1)))?;
             self.check_ids(&batch)?;
             left -= batch.rows;
-            let (tokens, targets) = batch.tensors(device);
-            let hidden = self.model.hidden(&tokens, self.options.kind);
-            let flat = hidden.reshape([-1, hidden.size()[2]]);
-            let (loss, _) = loss::answer_loss_value(&flat, self.model.output_weight(), &targets, loss::CHUNK_ROWS);
-            sum += loss.double_value(&[]);
             count += batch.targets();
+            for (tokens, targets) in tensors(&[batch], device) {
+                let hidden = self.model.hidden(&tokens, self.options.kind);
+                let flat = hidden.reshape([-1, hidden.size()[2]]);
+                sums.push(
+                    loss::answer_loss_value(&flat, self.model.output_weight(), &targets, loss::CHUNK_ROWS).0,
+                );
+            }
         }
         *self.model.weights_mut() = Weights { tensors: Default::default() };
-        Ok(sum / count.max(1) as f64)
+        Ok(download(&sums.iter().collect::<Vec<_>>()).iter().sum::<f64>() / count.max(1) as f64)
     }
 
     fn check_ids(&self, batch: &Contexts) -> anyhow::Result<()> {
@@ -288,8 +324,25 @@ impl Pretrainer {
     }
 }
 
-fn sums_of(loss: &loss::AnswerLoss) -> Sums {
-    Sums { loss: loss.sum.double_value(&[]), z: loss.z_sum.double_value(&[]), correct: loss.correct.int64_value(&[]) }
+/// Sums that may still be on the device.
+struct Raw {
+    /// Of each pass: -log p, logsumexp², targets that had the highest logit.
+    passes: Vec<[Tensor; 3]>,
+    /// Of passes that gave numbers at once.
+    known: Sums,
+}
+
+impl Raw {
+    /// The sums, and one scalar more, in one transfer.
+    fn read(self, extra: &Tensor) -> (Sums, f64) {
+        let wanted: Vec<&Tensor> = self.passes.iter().flatten().chain([extra]).collect();
+        let values = download(&wanted);
+        let mut total = self.known;
+        for pass in values[..values.len() - 1].chunks(3) {
+            total += Sums { loss: pass[0], z: pass[1], correct: pass[2] as i64 };
+        }
+        (total, values[values.len() - 1])
+    }
 }
 
 /// A run with nothing left open.

@@ -74,7 +74,12 @@ impl Compute {
     /// # Errors
     /// The device is misspelled or not there.
     pub fn resolve(device: &str, precision: Precision) -> anyhow::Result<Self> {
-        let device = device.parse::<DeviceSpec>()?.resolve()?;
+        let spec = device.parse::<DeviceSpec>()?;
+        if spec == DeviceSpec::Cpu {
+            // libtorch counts devices at its first backward pass and never again: where there is a GPU, a later stage may train on it.
+            DeviceSpec::Auto.resolve()?;
+        }
+        let device = spec.resolve()?;
         let kind = match precision {
             Precision::F32 => Kind::Float,
             Precision::Bf16 => Kind::BFloat16,
@@ -82,11 +87,6 @@ impl Compute {
             Precision::Auto => Kind::Float,
         };
         Ok(Self { device, kind })
-    }
-
-    /// Whether the device is the processor.
-    pub fn is_cpu(self) -> bool {
-        self.device == Device::Cpu
     }
 
     /// Loads a model directory for training by reinforcement, with a copy as reference if that is asked for.

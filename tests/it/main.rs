@@ -3,6 +3,7 @@
 
 mod bertscore;
 mod cli;
+mod device;
 mod encoder;
 mod endpoint;
 mod engine;
@@ -22,4 +23,5 @@ mod scorers;
 mod session;
 mod storage;
 mod train;
+mod train_device;
 mod yaml;

@@ -160,7 +160,7 @@ pub struct Config {
     /// What the exported weights are stored in.
     #[serde(default)]
     pub export: Stored,
-    /// `auto` or `cpu`: the engine of this version generates on the CPU.
+    /// `auto`, `cpu` or `cuda:N`; training and the engine that draws completions are on the same device.
     #[serde(default = "cpu")]
     pub device: String,
     /// CPU threads; 0 for all cores. Another number changes the last bits of the result.

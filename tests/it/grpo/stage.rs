@@ -1,5 +1,6 @@
 //! The stage: what it leaves, that it can be stopped and continued, and what it refuses.
 
+use crate::device::{device, exact};
 use crate::s3::{Faults, Server};
 use crate::train::{CancelAt, context, prepared, read, sft_config, some, table, transformers_agrees};
 use arrow::array::{Array, Float64Array, Int64Array, RecordBatch, StringArray};
@@ -37,6 +38,7 @@ pub fn config(changes: &[(&str, Value)]) -> grpo::Config {
         "init": "small", "prompts": "documents", "held_out": "others", "steps": 6, "prompts_per_step": 3,
         "num_generations": 4, "max_prompt_length": 64, "max_completion_length": 24, "max_prompt_chars": 600,
         "learning_rate": 0.001, "precision": "f32", "export": "f32", "threads": 1, "slots": 8, "save_steps": 2, "eval_steps": 3,
+        "device": device(),
         "rewards": {"dataman": {"enabled": false}, "bertscore": {"enabled": false}, "length": {"max_ratio": 0.8}}
     });
     for (key, value) in changes {
@@ -126,8 +128,10 @@ async fn a_cancelled_run_continues_to_the_same_weights_and_rollouts() {
         assert!(parts.count() >= at as usize);
     }
     grpo::run(&config, &context(&location, "stopped")).await.unwrap();
-    assert_eq!(read(home.path(), "stopped", "model.safetensors"), read(home.path(), "whole", "model.safetensors"));
-    assert_eq!(rows(&location, "stopped_rollouts").await, rows(&location, "whole_rollouts").await);
+    if exact() {
+        assert_eq!(read(home.path(), "stopped", "model.safetensors"), read(home.path(), "whole", "model.safetensors"));
+        assert_eq!(rows(&location, "stopped_rollouts").await, rows(&location, "whole_rollouts").await);
+    }
     let rollouts = rows(&location, "whole_rollouts").await;
     assert_eq!(floats(&rollouts, "kl").null_count(), rollouts.num_rows(), "no reference, no divergence");
 }
@@ -151,6 +155,9 @@ async fn a_bucket_holds_the_same() {
     grpo::run(&on_bucket, &StageContext { external: external.into(), ..context(&bucket, "better") }).await.unwrap();
     let weights = |location: &Location| location.join("models/better");
     let of = async |location: &Location| weights(location).read("model.safetensors").await.unwrap().unwrap();
+    if !exact() {
+        return;
+    }
     assert_eq!(of(&bucket).await, of(&location).await);
     for table in ["better_rollouts", "better_metrics"] {
         let (there, here) = (rows(&bucket, table).await, rows(&location, table).await);
@@ -180,7 +187,7 @@ async fn what_cannot_be_trained_is_refused() {
     check(&[("held_out", json!("documents"))], "held_out is the table that is trained on").await;
     check(&[("gradient_accumulation_steps", json!(5))], "does not divide the 12 completions").await;
     check(&[("temperature", json!(0.0))], "temperature 0 is not above 0").await;
-    check(&[("device", json!("cuda:0"))], "cuda").await;
+    check(&[("device", json!("cuda:99"))], "device cuda:99: ").await;
     check(&[("rewards", json!({}))], "needs the model `dataman`; add it under `models:`").await;
     let off = json!({"enabled": false});
     let nothing = json!({"dataman": off, "bertscore": off, "structure": off, "length": off, "format": off});

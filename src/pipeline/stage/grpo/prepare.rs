@@ -120,11 +120,6 @@ pub(super) fn adamw(config: &Config) -> AdamWOptions {
 
 pub(super) async fn prepare(config: &Config, cx: &StageContext) -> anyhow::Result<Prepared> {
     let compute = Compute::resolve(&config.device, config.precision)?;
-    ensure!(
-        compute.is_cpu(),
-        "device {}: the engine of this version generates on the CPU; use device: cpu",
-        config.device
-    );
     let model_dir = artifact::model_directory(cx, &config.init).await?;
     let model = DecoderConfig::from_dir(&model_dir)?;
     let room = config.max_prompt_length + config.max_completion_length;

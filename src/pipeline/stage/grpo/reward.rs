@@ -93,11 +93,14 @@ impl StageReward {
         samples.iter().map(pair).collect()
     }
 
-    /// Score of the rephrasing less that of the document; a text of which the classifier knows nothing has 0.
+    /// Score of the rephrasing less that of the document; a text of which the classifier knows nothing has 0, and so has an empty
+    /// rephrasing where those are to have the lowest worth.
     fn fasttext(&self, sample: &Sample<'_>) -> Option<f64> {
         let (model, label) = self.fasttext.as_ref()?;
         let score = |text: &str| model.score(text, label.as_deref()).map_or(0.0, f64::from);
-        Some(score(sample.text) - score(sample.original))
+        let judged = self.config.scores(sample.text.chars().count());
+        let rephrased = if judged { score(sample.text) } else { 0.0 };
+        Some(rephrased - score(sample.original))
     }
 }
 

@@ -1,0 +1,163 @@
+//! Parts of the trainers on the device of `REPRO_TEST_DEVICE`: AdamW against PyTorch's, what a checkpoint brings back, and bf16 beside
+//! f32. The trainers as a whole are in `train`, `pretrain` and `grpo`.
+
+use crate::device::tensor_device;
+use repro::{
+    models::{
+        config::{Arch, DecoderConfig, RopeScaling},
+        decoder::Decoder,
+        route::AsOnGpu,
+        weights::Weights,
+    },
+    train::{
+        checkpoint,
+        grpo::{
+            batch::Example,
+            loss::{LossType, Objective},
+            policy::{Activations, Policy, UpdateOptions},
+        },
+        optim::{AdamW, AdamWOptions, FlatParameters, clip_factor, norm},
+    },
+};
+use serde_json::Value;
+use std::{collections::BTreeMap, path::Path};
+use tch::{Device, Kind, Tensor};
+
+fn golden(name: &str) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/train.json");
+    serde_json::from_slice::<Value>(&std::fs::read(path).unwrap()).unwrap()[name].clone()
+}
+
+/// Ten steps on gradients that depend on the parameters, against torch.optim.AdamW with clip_grad_norm_ (tests/golden/train.py).
+#[test]
+fn adamw_as_pytorch() {
+    let golden = golden("adamw");
+    let number = |name: &str| golden[name].as_f64().unwrap();
+    let list = |name: &str| -> Tensor {
+        let values: Vec<f32> = serde_json::from_value(golden[name].clone()).unwrap();
+        Tensor::from_slice(&values)
+    };
+    let on_device = |name: &str, shape: &[i64]| list(name).view(shape).to_device(tensor_device());
+    let start = BTreeMap::from([
+        ("a.norm".to_owned(), on_device("vector", &[4])),
+        ("b.proj".to_owned(), on_device("matrix", &[3, 4])),
+    ]);
+    let mut parameters = FlatParameters::new(&Weights { tensors: start });
+    let (beta1, beta2) = (number("beta1"), number("beta2"));
+    let options = AdamWOptions { beta1, beta2, eps: number("eps"), weight_decay: number("weight_decay") };
+    let mut adamw = AdamW::new(&parameters, options);
+    let rates: Vec<f64> = serde_json::from_value(golden["rates"].clone()).unwrap();
+    for rate in rates {
+        let compute = parameters.compute(Kind::Float);
+        let views = parameters.views(&compute);
+        let (m, v) = (&views.weights.tensors["b.proj"], &views.weights.tensors["a.norm"]);
+        let loss = (m.matmul(v) - 1.0).square().sum(Kind::Float) + m.sin().sum(Kind::Float);
+        loss.backward();
+        let grad = views.leaf.grad();
+        let factor = clip_factor(norm(&grad).double_value(&[]), number("clip"));
+        adamw.step(&mut parameters, &grad, factor, rate);
+    }
+    let end = parameters.weights(Kind::Float);
+    for (name, key) in [("b.proj", "matrix_after"), ("a.norm", "vector_after")] {
+        let ours = end.tensors[name].reshape([-1]).to_device(Device::Cpu);
+        let far = (ours - list(key)).abs().max().double_value(&[]);
+        assert!(far < 1e-6, "{name}: off by {far}");
+    }
+}
+
+fn policy(kind: Kind, device: Device) -> Policy {
+    let config = DecoderConfig {
+        arch: Arch::Qwen3,
+        vocab_size: 300,
+        hidden: 64,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 16,
+        ffn: 96,
+        rms_eps: 1e-6,
+        rope_theta: 10_000.0,
+        rope_scaling: RopeScaling::None,
+        max_positions: 256,
+        tied_embeddings: true,
+        eos: vec![1],
+    };
+    let decoder = Decoder::random(config, 0.1, 7, device, Kind::Float).unwrap();
+    let adamw = AdamWOptions { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+    Policy::new(decoder, adamw, kind, true)
+}
+
+fn options(activations: Activations) -> UpdateOptions {
+    UpdateOptions {
+        objective: Objective { epsilon: 0.2, epsilon_high: 0.2, beta: 0.01, temperature: 1.0 },
+        loss_type: LossType::Bnpo,
+        batches: 2,
+        longest: 40,
+        iterations: 2,
+        rows: 200,
+        activations,
+        clip: 1.0,
+    }
+}
+
+/// Two prompts, longer than a padding step together with some completions, and completions of many lengths, one of a single token.
+fn completions() -> (Vec<Vec<u32>>, Vec<Example>) {
+    let prompts = vec![(2..130).collect(), vec![7, 8, 9]];
+    let example = |prompt: usize, i: usize, length: usize| Example {
+        prompt,
+        tokens: (0..length).map(|t| ((t * 31 + i * 17) % 290 + 2) as u32).collect(),
+        advantage: if i.is_multiple_of(2) { 1.0 } else { -0.7 },
+        batch: i % 2,
+        masked: false,
+    };
+    let examples = [30, 1, 17].into_iter().enumerate().map(|(i, n)| example(0, i, n));
+    (prompts, examples.chain([12, 40, 2].into_iter().enumerate().map(|(i, n)| example(1, i + 3, n))).collect())
+}
+
+fn host(tensor: &Tensor) -> Tensor {
+    tensor.to_device(Device::Cpu).to_kind(Kind::Float)
+}
+
+/// The gradient in bf16 points where that of f32 on the processor does, whichever way it is made.
+#[test]
+fn bf16_is_near_f32() {
+    let (prompts, examples) = completions();
+    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    let of = |kind, device, activations| {
+        let (loss, grad) = policy(kind, device).loss_and_gradient(&prompts, &examples, &options(activations));
+        (loss, host(&grad))
+    };
+    let (loss, exact) = of(Kind::Float, Device::Cpu, Activations::Keep);
+    for (gpu, activations) in
+        [(false, Activations::Keep), (true, Activations::Keep), (true, Activations::Recompute)]
+    {
+        let _gpu = gpu.then(AsOnGpu::begin);
+        let (near, grad) = of(Kind::BFloat16, tensor_device(), activations);
+        let cosine =
+            grad.dot(&exact).double_value(&[]) / (grad.norm().double_value(&[]) * exact.norm().double_value(&[]));
+        assert!(cosine > 0.995 && (near - loss).abs() < 0.02, "{gpu}: cosine {cosine}, loss {near} for {loss}");
+    }
+}
+
+/// Two updates, saved, put into a new policy: the same masters and moments on the same device, and the same next step within rounding.
+#[test]
+fn a_checkpoint_comes_back_on_the_device() {
+    let (prompts, examples) = completions();
+    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    let options = options(Activations::Recompute);
+    let mut first = policy(Kind::Float, tensor_device());
+    let report = first.update(&prompts, &examples, &options, 1e-3).unwrap();
+    assert!(report.loss.is_finite() && report.examples.iter().all(|e| e.entropy > 0.0 && e.kl.abs() < 1e-5));
+    let bytes = checkpoint::to_bytes(&first.parameters, &first.adamw, &7u64).unwrap();
+    let mut second = policy(Kind::Float, tensor_device());
+    let state: u64 = checkpoint::restore(&bytes, "x", &mut second.parameters, &mut second.adamw).unwrap();
+    assert_eq!((state, second.adamw.step), (7, 2));
+    assert_eq!(second.parameters.master.device(), tensor_device());
+    let same = |a: &Tensor, b: &Tensor| assert_eq!(host(a), host(b));
+    same(&first.parameters.master, &second.parameters.master);
+    same(&first.adamw.first, &second.adamw.first);
+    same(&first.adamw.second, &second.adamw.second);
+    let loss = |policy: &mut Policy| policy.update(&prompts, &examples, &options, 1e-3).unwrap().loss;
+    let (one, other) = (loss(&mut first), loss(&mut second));
+    assert!((one - other).abs() < 1e-5, "{one} and {other}");
+}
