@@ -8,7 +8,10 @@ use super::optim::{AdamW, FlatParameters};
 use crate::storage::location::Location;
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
-use safetensors::{Dtype, SafeTensors, tensor::{TensorView, View}};
+use safetensors::{
+    Dtype, SafeTensors,
+    tensor::{TensorView, View},
+};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{borrow::Cow, collections::HashMap};
 use tch::{Device, Kind, Tensor};

@@ -2,17 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot unwrap should fail")]
 
-use super::*;
+use super::{step::tensors, *};
 use crate::{
     models::{
+        causal::CausalModel,
         config::{Arch, DecoderConfig, RopeScaling},
         decoder::Decoder,
         route::AsOnGpu,
     },
-    train::test_device,
+    train::{loss::Terms, optim::AdamWOptions, test_device},
 };
 use std::path::{Path, PathBuf};
-use tch::Device;
+use tch::{Device, Tensor};
 
 pub(crate) fn golden_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/openlm")

@@ -128,9 +128,7 @@ fn bf16_is_near_f32() {
         (loss, host(&grad))
     };
     let (loss, exact) = of(Kind::Float, Device::Cpu, Activations::Keep);
-    for (gpu, activations) in
-        [(false, Activations::Keep), (true, Activations::Keep), (true, Activations::Recompute)]
-    {
+    for (gpu, activations) in [(false, Activations::Keep), (true, Activations::Keep), (true, Activations::Recompute)] {
         let _gpu = gpu.then(AsOnGpu::begin);
         let (near, grad) = of(Kind::BFloat16, tensor_device(), activations);
         let cosine =

@@ -7,8 +7,10 @@
 //! is continued writes the steps after its checkpoint again, under the same names.
 //!
 //! Memory: 16 bytes a parameter (f32 masters, two moments, gradient), 2 more for the bf16 copy that computes, 2 for the engine's
-//! packed copy (4 and 4 in f32), and as many again as the computing copy for the reference where beta is not 0. A 4B model so
-//! takes 88 GB without activations; with `gradient_checkpointing` a pass of 4,096 rows adds about 2 GB.
+//! copy (4 and 4 in f32), and as many again as the computing copy for the reference where beta is not 0. A 4B model so
+//! takes 88 GB without activations; with `gradient_checkpointing` a pass of 4,096 rows adds about 2 GB, one of 16,384 about 10 GB on a
+//! GPU (benches/parts/gpu_grpo.rs has the table). `device: cuda:N` puts the model, its engine and its reference on that GPU.
+//! There, sums are made in any order: a continued run goes on from the same weights, but its next bits are its own.
 
 use super::{StageContext, artifact};
 use crate::{
@@ -307,7 +309,7 @@ impl Job {
             tracing::info!("{}: continuing after step {} from {name}", self.cx.output, state.step);
         }
         let positions = self.config.max_prompt_length + self.config.max_completion_length;
-        let engine = policy.engine(self.config.slots, self.config.threads, positions)?;
+        let engine = policy.engine(self.config.slots, self.config.threads, positions, &plan.update)?;
         tracing::debug!("{}: ready after {:.1} s", self.cx.output, begin.elapsed().as_secs_f64());
         let mut hooks =
             StageHooks::new(&self.cx, &self.store, self.runtime.clone(), tables, reward.parts(), (&state, plan.steps));

@@ -223,6 +223,11 @@ fn chunk_log_p(rows: &Tensor, weight: &Tensor, targets: &Tensor, temperature: f6
     (log_softmax, picked)
 }
 
+/// Bytes of the temporaries of a chunk on a GPU, about.
+pub(super) fn chunk_bytes(vocab: usize) -> usize {
+    5 * 4 * (GPU_CHUNK_LOGITS as usize).min(8192 * vocab)
+}
+
 fn chunks(rows: i64, vocab: i64, device: Device) -> impl Iterator<Item = (i64, i64)> {
     let (numbers, most) = if route::gpu(device) { (GPU_CHUNK_LOGITS, 8192) } else { (CHUNK_LOGITS, 512) };
     let step = (numbers / vocab.max(1)).clamp(16, most);

@@ -3,6 +3,7 @@
 //!
 //! | file | owns |
 //! |---|---|
+//! | `found` | an iteration's figures on the host |
 //! | [`loss`] | objective, mask, normaliser, sign, gradient |
 //! | [`advantage`] | rewards to advantages |
 //! | [`batch`] | completions to forward passes; order of prompts; seeds |
@@ -18,6 +19,7 @@
 
 pub mod advantage;
 pub mod batch;
+mod found;
 pub mod loss;
 pub mod policy;
 pub mod rollout;

@@ -7,6 +7,7 @@
 
 use super::{
     batch::{Example, Micro, micro_batches},
+    found::Found,
     loss::{self, Counted, LossType, Objective, Tokens},
     staged::{self, Staged},
 };
@@ -18,12 +19,9 @@ use crate::{
         route,
         weights::Weights,
     },
-    train::{
-        optim::{AdamW, AdamWOptions, FlatParameters, clip_factor, norm},
-        transfer::download,
-    },
+    train::optim::{AdamW, AdamWOptions, FlatParameters, clip_factor},
 };
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use std::{collections::BTreeMap, time::Instant};
 use tch::{Device, Kind, Tensor};
 
@@ -137,25 +135,57 @@ impl Policy {
         &self.decoder.config
     }
 
-    /// An engine with the present parameters on the same device, for sequences of up to `positions` tokens.
-    /// [`Engine::set_weights`] with [`Self::weights`] brings it up to date.
+    /// An engine with the present parameters on the same device, for sequences of up to `positions` tokens, that leaves room for updates
+    /// as `update` says. [`Engine::set_weights`] with [`Self::weights`] brings it up to date.
     ///
     /// # Errors
     /// Not enough memory; the device is one that the engine does not generate on.
-    pub fn engine(&self, slots: usize, threads: usize, positions: usize) -> anyhow::Result<Engine> {
+    pub fn engine(
+        &self,
+        slots: usize,
+        threads: usize,
+        positions: usize,
+        update: &UpdateOptions,
+    ) -> anyhow::Result<Engine> {
         let mut config = self.decoder.config.clone();
         config.max_positions = config.max_positions.min(positions);
         let precision = if self.kind == Kind::BFloat16 { Precision::Bf16 } else { Precision::F32 };
-        let (device, mut weights) = match self.parameters.master.device() {
-            Device::Cuda(n) => (DeviceSpec::Cuda(n), self.weights()),
-            _ => (DeviceSpec::Cpu, self.weights()),
+        let Device::Cuda(n) = self.parameters.master.device() else {
+            let options = EngineOptions { device: DeviceSpec::Cpu, precision, slots, threads };
+            return Engine::from_decoder(Decoder { config, weights: self.weights() }, options);
         };
-        if device != DeviceSpec::Cpu && self.kind == Kind::Float {
-            // The engine may keep what it is given, and these are the masters.
+        // An engine takes for its cache what it finds free. What an update takes must not be among that, so it is held meanwhile.
+        let room = Tensor::f_empty([self.room(update)], (Kind::Uint8, Device::Cuda(n))).with_context(|| {
+            format!(
+                "no {:.1} GB are left on cuda:{n} for the gradient and the activations of an update; lower micro_batch_tokens, \
+                 set gradient_checkpointing, or use a smaller model",
+                self.room(update) as f64 / 1e9
+            )
+        })?;
+        // In f32 these are the masters, and an engine may keep what it is given.
+        let mut weights = self.weights();
+        if self.kind == Kind::Float {
             weights.tensors.values_mut().for_each(|tensor| *tensor = tensor.copy());
         }
-        let options = EngineOptions { device, precision, slots, threads };
-        Engine::from_decoder(Decoder { config, weights }, options)
+        let options = EngineOptions { device: DeviceSpec::Cuda(n), precision, slots, threads };
+        let engine = Engine::from_decoder(Decoder { config, weights }, options)?;
+        drop(room);
+        Ok(engine)
+    }
+
+    /// Bytes that an update takes beside masters, moments and reference, about: the gradient, the parameters in the compute type, what
+    /// a pass keeps, one block's inside, and a chunk of logits.
+    pub fn room(&self, update: &UpdateOptions) -> i64 {
+        let c = &self.decoder.config;
+        let bytes = self.kind.elt_size_in_bytes();
+        let (queries, keys) = (c.heads * c.head_dim, 2 * c.kv_heads * c.head_dim);
+        let inside = 6 * c.hidden + 10 * queries + 7 * keys + 4 * c.ffn;
+        let row = match update.activations {
+            Activations::Keep => (c.layers + 1) * inside,
+            Activations::Recompute => c.layers * c.hidden + 2 * inside,
+        };
+        let head = loss::chunk_bytes(c.vocab_size) + 2 * c.vocab_size * c.hidden * bytes;
+        ((4 + bytes) * self.parameters.master.numel() + update.rows * row * bytes + head) as i64
     }
 
     /// The present parameters in the compute type, for the engine. In f32 they share the masters' memory.
@@ -365,45 +395,4 @@ fn log_probs(decoder: &Decoder, staged: &Staged<'_>, mixer: &dyn Mixer, temperat
     let hidden = decoder.final_norm(&x.index_select(0, &staged.positions), kind);
     let output = decoder.weights.tensors.get(decoder.output_name()).expect("a decoder has its output weight");
     loss::log_probs(&hidden, output, &staged.targets, temperature)
-}
-
-/// The numbers of an iteration, brought to the host in one transfer.
-struct Found {
-    loss: f64,
-    norm: f64,
-    /// kl, clipped and entropy of each token of each pass.
-    columns: Vec<f64>,
-}
-
-impl Found {
-    fn new(passes: &[loss::Pass], grad: &Tensor) -> Self {
-        let norm = norm(grad);
-        let mut wanted: Vec<&Tensor> = passes.iter().map(|pass| &pass.loss).chain([&norm]).collect();
-        wanted.extend(passes.iter().flat_map(|pass| [&pass.kl, &pass.clipped, &pass.entropy]));
-        let mut values = download(&wanted);
-        let columns = values.split_off(passes.len() + 1);
-        Self { loss: values[..passes.len()].iter().sum(), norm: values[passes.len()], columns }
-    }
-
-    /// Means over each example's tokens, into the report.
-    fn note(&self, reports: &mut [ExampleReport], micros: &[Micro], (iteration, iterations): (usize, usize)) {
-        let mut rest = self.columns.as_slice();
-        for micro in micros {
-            let mut column = || {
-                let (own, behind) = rest.split_at(micro.targets.len());
-                rest = behind;
-                own
-            };
-            let (kl, clipped, entropy) = (column(), column(), column());
-            let mut start = 0;
-            for &(index, tokens) in &micro.examples {
-                let mean = |values: &[f64]| values[start..start + tokens].iter().sum::<f64>() / tokens as f64;
-                reports[index].clipped += mean(clipped) / iterations as f64;
-                if iteration == 0 {
-                    (reports[index].kl, reports[index].entropy) = (mean(kl), mean(entropy));
-                }
-                start += tokens;
-            }
-        }
-    }
 }

@@ -177,7 +177,7 @@ impl Hooks for Record {
 }
 
 fn engine(policy: &Policy) -> Engine {
-    policy.engine(8, 1, 64).unwrap()
+    policy.engine(8, 1, 64, &plan(1).update).unwrap()
 }
 
 fn go(

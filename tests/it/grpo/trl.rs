@@ -147,7 +147,8 @@ fn five_updates() {
         }
         let mut policy = policy(&case["settings"]);
         let before = policy.parameters.weights(Kind::Float);
-        let before: BTreeMap<String, Tensor> = before.tensors.into_iter().map(|(n, t)| (n, t.copy().to_device(Device::Cpu))).collect();
+        let before: BTreeMap<String, Tensor> =
+            before.tensors.into_iter().map(|(n, t)| (n, t.copy().to_device(Device::Cpu))).collect();
         let options = options(&case["settings"], 40, Activations::Keep);
         let rate = case["settings"]["learning_rate"].as_f64().unwrap();
         let steps = case["steps"].as_array().unwrap();
