@@ -1,6 +1,7 @@
 //! Trainers: supervised fine-tuning, tokenizer training, and the loss, optimiser, schedule and checkpoint parts they share.
 //! Knows nothing of SQL or of pipelines: the stages in [`crate::pipeline`] hand over tables' columns and a place to write.
 
+pub mod adapters;
 pub mod batch;
 pub mod bpe;
 pub mod checkpoint;

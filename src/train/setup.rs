@@ -2,6 +2,7 @@
 //! the stages do not.
 
 use super::{
+    adapters::Lora,
     grpo::policy::Policy,
     optim::AdamWOptions,
     pretrain::{Backward, Options, Pretrainer},
@@ -89,12 +90,25 @@ impl Compute {
         Ok(Self { device, kind })
     }
 
-    /// Loads a model directory for training by reinforcement, with a copy as reference if that is asked for.
+    /// Loads a model directory for training by reinforcement, with a copy as reference if that is asked for; with adapters and the seed
+    /// that they start from, only these are trained.
     ///
     /// # Errors
     /// The directory does not hold a model that can be loaded.
-    pub fn policy(self, dir: &Path, adamw: AdamWOptions, with_reference: bool) -> anyhow::Result<Policy> {
-        Ok(Policy::new(Decoder::from_dir(dir, self.device, Kind::Float)?, adamw, self.kind, with_reference))
+    pub fn policy(
+        self,
+        dir: &Path,
+        adamw: AdamWOptions,
+        with_reference: bool,
+        lora: Option<(Lora, u64)>,
+    ) -> anyhow::Result<Policy> {
+        Ok(match lora {
+            Some(lora) => {
+                let decoder = Decoder::from_dir(dir, self.device, self.kind)?;
+                Policy::with_adapters(decoder, adamw, self.kind, with_reference, lora)
+            }
+            None => Policy::new(Decoder::from_dir(dir, self.device, Kind::Float)?, adamw, self.kind, with_reference),
+        })
     }
 
     /// Loads or makes the model, ready to train.

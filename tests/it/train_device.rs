@@ -10,6 +10,7 @@ use repro::{
         weights::Weights,
     },
     train::{
+        adapters::Lora,
         checkpoint,
         grpo::{
             batch::Example,
@@ -66,6 +67,12 @@ fn adamw_as_pytorch() {
 }
 
 fn policy(kind: Kind, device: Device) -> Policy {
+    Policy::new(decoder(device), ADAMW, kind, true)
+}
+
+const ADAMW: AdamWOptions = AdamWOptions { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+
+fn decoder(device: Device) -> Decoder {
     let config = DecoderConfig {
         arch: Arch::Qwen3,
         vocab_size: 300,
@@ -82,9 +89,7 @@ fn policy(kind: Kind, device: Device) -> Policy {
         tied_embeddings: true,
         eos: vec![1],
     };
-    let decoder = Decoder::random(config, 0.1, 7, device, Kind::Float).unwrap();
-    let adamw = AdamWOptions { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
-    Policy::new(decoder, adamw, kind, true)
+    Decoder::random(config, 0.1, 7, device, Kind::Float).unwrap()
 }
 
 fn options(activations: Activations) -> UpdateOptions {
@@ -158,4 +163,49 @@ fn a_checkpoint_comes_back_on_the_device() {
     let loss = |policy: &mut Policy| policy.update(&prompts, &examples, &options, 1e-3).unwrap().loss;
     let (one, other) = (loss(&mut first), loss(&mut second));
     assert!((one - other).abs() < 1e-5, "{one} and {other}");
+}
+
+/// Four updates of adapters alone: everything but the matrices inside blocks is as before, these have changed by a product of the rank
+/// asked for, the merged model computes what base and adapters beside it do, and an export of it reads back the same.
+#[test]
+fn adapters_change_and_nothing_else() {
+    let (prompts, examples) = completions();
+    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    let lora = Lora { rank: 3, alpha: 6.0 };
+    let mut policy = Policy::with_adapters(decoder(tensor_device()), ADAMW, Kind::Float, true, (lora, 5));
+    let base = decoder(tensor_device());
+    let options = options(Activations::Recompute);
+    let first = policy.update(&prompts, &examples, &options, 1e-2).unwrap();
+    assert!(first.grad_norm > 0.0 && first.examples.iter().all(|e| e.kl.abs() < 1e-5), "starts at its reference");
+    let second = policy.update(&prompts, &examples, &options, 1e-2).unwrap();
+    assert!(second.examples.iter().any(|e| e.kl > 1e-4), "and leaves it: {:?}", second.examples);
+    let merged = policy.weights();
+    let trained = policy.parameters.weights(Kind::Float).tensors;
+    assert_eq!(trained.len(), 2 * 7 * 2, "two matrices for each of seven in two blocks");
+    for (name, before) in &base.weights.tensors {
+        let after = &merged.tensors[name];
+        let Some(a) = trained.get(&format!("{name}.lora_a")) else {
+            assert_eq!(host(after), host(before), "{name} is frozen");
+            continue;
+        };
+        let b = &trained[&format!("{name}.lora_b")];
+        assert_eq!((a.size()[0], b.size()[1]), (3, 3));
+        assert!((after - before).abs().max().double_value(&[]) > 1e-4, "{name} has learned");
+        // x W'ᵀ = x Wᵀ + (alpha / rank) (x Aᵀ) Bᵀ
+        let x = Tensor::randn([4, before.size()[1]], (Kind::Float, tensor_device()));
+        let beside = x.matmul(&before.tr()) + x.matmul(&a.tr()).matmul(&b.tr()) * 2.0;
+        let far = (x.matmul(&after.tr()) - beside).abs().max().double_value(&[]);
+        assert!(far < 1e-5, "{name}: off by {far}");
+    }
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("model.safetensors");
+    policy.weights_in(Kind::Float).save(&path).unwrap();
+    let read = Weights::load(home.path(), tensor_device(), Kind::Float).unwrap();
+    let logits = |weights: Weights| {
+        let decoder = Decoder::new(base.config.clone(), weights).unwrap();
+        let tokens = Tensor::from_slice(&[5i64, 6, 7, 8]).view([1, 4]).to_device(tensor_device());
+        decoder.logits(&decoder.hidden(&tokens, Kind::Float))
+    };
+    let far = (logits(read) - logits(merged)).abs().max().double_value(&[]);
+    assert!(far < 1e-6, "off by {far}");
 }

@@ -426,7 +426,8 @@ impl Prepared {
     /// The finished model's directory.
     fn write(&self, target: &std::path::Path, trainer: &Trainer, config: &Config) -> anyhow::Result<()> {
         let model = trainer.config().clone().into();
-        export::write_model(target, &model, &trainer.parameters, config.export, &self.tokenizer_dir)?;
+        let weights = trainer.parameters.weights(config.export.kind());
+        export::write_model(target, &model, &weights, config.export, &self.tokenizer_dir)?;
         if let Some(prompt) = &self.prompt {
             std::fs::write(target.join("prompt.txt"), prompt)?;
         }

@@ -148,7 +148,7 @@ pub struct Pass {
 }
 
 /// The objective and its gradient. `hidden` [N, H] are the states that predict the tokens, `weight` [V, H] the output
-/// projection, whose gradient is added to `weight_grad` [V, H] f32. Beside the pass: d (Σ w L) / d hidden [N, H], in the type of `hidden`.
+/// projection, whose gradient is added to `weight_grad` [V, H] f32 where it is wanted. Beside the pass: d (Σ w L) / d hidden [N, H], in the type of `hidden`.
 ///
 /// With p = softmax(z), z = hidden @ weight^T / T, g = w dL/dlog π:
 ///   d / d (hidden @ weight^T) = g (onehot - p) / T
@@ -157,7 +157,7 @@ pub fn pass(
     weight: &Tensor,
     tokens: &Tokens,
     objective: &Objective,
-    weight_grad: &mut Tensor,
+    mut weight_grad: Option<Tensor>,
 ) -> (Pass, Tensor) {
     let _guard = tch::no_grad_guard();
     let mut loss = Tensor::zeros([], (Kind::Double, hidden.device()));
@@ -176,7 +176,9 @@ pub fn pass(
         d_logits *= -&g;
         let _ = d_logits.scatter_add_(1, &part.targets.unsqueeze(1), &g);
         let d_logits = d_logits.to_kind(hidden.kind());
-        *weight_grad += d_logits.tr().matmul(&rows);
+        if let Some(weight_grad) = &mut weight_grad {
+            *weight_grad += d_logits.tr().matmul(&rows);
+        }
         for (column, value) in
             columns.iter_mut().zip([log_p, terms.kl, terms.clipped, entropy, d_logits.matmul(weight)])
         {
@@ -322,8 +324,8 @@ mod tests {
             old: None,
             reference: None,
         };
-        let mut weight_grad = Tensor::zeros([3, 3], (Kind::Float, tch::Device::Cpu));
-        let (pass, hidden_grad) = pass(&hidden, &weight, &tokens, &PAPER, &mut weight_grad);
+        let weight_grad = Tensor::zeros([3, 3], (Kind::Float, tch::Device::Cpu));
+        let (pass, hidden_grad) = pass(&hidden, &weight, &tokens, &PAPER, Some(weight_grad.shallow_clone()));
         assert!((pass.loss.double_value(&[]) + 1.0).abs() < 1e-6);
         close(&pass.log_p, &[0.625f32.ln()]);
         close(&hidden_grad.view([-1]), &[0.125, 0.25, -0.375]);
@@ -358,8 +360,8 @@ mod tests {
         let each = -gain.minimum(&bounded) + (delta.exp() - delta - 1.0) * objective.beta;
         let loss = (each * &tokens.weights).sum(Kind::Float);
         loss.backward();
-        let mut weight_grad = Tensor::zeros([v, h], options);
-        let (pass, hidden_grad) = pass(&hidden, &weight, &tokens, &objective, &mut weight_grad);
+        let weight_grad = Tensor::zeros([v, h], options);
+        let (pass, hidden_grad) = pass(&hidden, &weight, &tokens, &objective, Some(weight_grad.shallow_clone()));
         let relative = (pass.loss.double_value(&[]) / loss.double_value(&[]) - 1.0).abs();
         assert!(relative < 1e-5, "{relative}");
         for (got, wanted) in [(hidden_grad, hidden.grad()), (weight_grad, weight.grad())] {

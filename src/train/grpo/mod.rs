@@ -8,6 +8,7 @@
 //! | [`advantage`] | rewards to advantages |
 //! | [`batch`] | completions to forward passes; order of prompts; seeds |
 //! | [`policy`] | the model under training, one update |
+//! | `room` | the policy's engine, and what an update needs beside it |
 //! | [`rollout`] | completions from the engine, scored |
 //! | [`run`] | the loop: steps, evaluation, checkpoints, when to stop |
 //! | `staged` | passes as tensors on the device |
@@ -23,6 +24,7 @@ mod found;
 pub mod loss;
 pub mod policy;
 pub mod rollout;
+mod room;
 pub mod run;
 mod staged;
 pub mod table;

@@ -12,18 +12,20 @@ use super::{
     staged::{self, Staged},
 };
 use crate::{
-    engine::{DeviceSpec, Engine, EngineOptions, Precision},
     models::{
         config::DecoderConfig,
         decoder::{Decoder, Mixer, RopeTables},
         route,
         weights::Weights,
     },
-    train::optim::{AdamW, AdamWOptions, FlatParameters, clip_factor},
+    train::{
+        adapters::{Adapters, Lora},
+        optim::{AdamW, AdamWOptions, FlatParameters, clip_factor},
+    },
 };
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use std::{collections::BTreeMap, time::Instant};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
@@ -88,7 +90,8 @@ pub struct UpdateReport {
 pub struct Policy {
     decoder: Decoder,
     reference: Option<Decoder>,
-    /// f32 masters.
+    adapters: Option<Adapters>,
+    /// f32 masters: the model's parameters, or those of its adapters.
     pub parameters: FlatParameters,
     /// Their moments.
     pub adamw: AdamW,
@@ -127,7 +130,28 @@ impl Policy {
         });
         decoder.weights = Weights { tensors: BTreeMap::new() };
         let adamw = AdamW::new(&parameters, adamw);
-        Self { decoder, reference, parameters, adamw, kind }
+        Self { decoder, reference, adapters: None, parameters, adamw, kind }
+    }
+
+    /// The same with the model's parameters frozen, in the compute type, and adapters to train. The frozen parameters are the reference
+    /// as well.
+    pub fn with_adapters(
+        mut decoder: Decoder,
+        adamw: AdamWOptions,
+        kind: Kind,
+        with_reference: bool,
+        (lora, seed): (Lora, u64),
+    ) -> Self {
+        let taken = std::mem::replace(&mut decoder.weights, Weights { tensors: BTreeMap::new() });
+        let base = Weights { tensors: taken.tensors.into_iter().map(|(n, t)| (n, t.to_kind(kind))).collect() };
+        let copies = |(name, tensor): (&String, &Tensor)| (name.clone(), tensor.shallow_clone());
+        let reference = with_reference.then(|| Decoder {
+            config: decoder.config.clone(),
+            weights: Weights { tensors: base.tensors.iter().map(copies).collect() },
+        });
+        let (adapters, parameters) = Adapters::new(base, lora, seed);
+        let adamw = AdamW::new(&parameters, adamw);
+        Self { decoder, reference, adapters: Some(adapters), parameters, adamw, kind }
     }
 
     /// The model's description.
@@ -135,62 +159,44 @@ impl Policy {
         &self.decoder.config
     }
 
-    /// An engine with the present parameters on the same device, for sequences of up to `positions` tokens, that leaves room for updates
-    /// as `update` says. [`Engine::set_weights`] with [`Self::weights`] brings it up to date.
-    ///
-    /// # Errors
-    /// Not enough memory; the device is one that the engine does not generate on.
-    pub fn engine(
-        &self,
-        slots: usize,
-        threads: usize,
-        positions: usize,
-        update: &UpdateOptions,
-    ) -> anyhow::Result<Engine> {
-        let mut config = self.decoder.config.clone();
-        config.max_positions = config.max_positions.min(positions);
-        let precision = if self.kind == Kind::BFloat16 { Precision::Bf16 } else { Precision::F32 };
-        let Device::Cuda(n) = self.parameters.master.device() else {
-            let options = EngineOptions { device: DeviceSpec::Cpu, precision, slots, threads };
-            return Engine::from_decoder(Decoder { config, weights: self.weights() }, options);
-        };
-        // An engine takes for its cache what it finds free. What an update takes must not be among that, so it is held meanwhile.
-        let room = Tensor::f_empty([self.room(update)], (Kind::Uint8, Device::Cuda(n))).with_context(|| {
-            format!(
-                "no {:.1} GB are left on cuda:{n} for the gradient and the activations of an update; lower micro_batch_tokens, \
-                 set gradient_checkpointing, or use a smaller model",
-                self.room(update) as f64 / 1e9
-            )
-        })?;
-        // In f32 these are the masters, and an engine may keep what it is given.
-        let mut weights = self.weights();
-        if self.kind == Kind::Float {
-            weights.tensors.values_mut().for_each(|tensor| *tensor = tensor.copy());
-        }
-        let options = EngineOptions { device: DeviceSpec::Cuda(n), precision, slots, threads };
-        let engine = Engine::from_decoder(Decoder { config, weights }, options)?;
-        drop(room);
-        Ok(engine)
+    /// The type that matmuls run in.
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
-    /// Bytes that an update takes beside masters, moments and reference, about: the gradient, the parameters in the compute type, what
-    /// a pass keeps, one block's inside, and a chunk of logits.
-    pub fn room(&self, update: &UpdateOptions) -> i64 {
-        let c = &self.decoder.config;
-        let bytes = self.kind.elt_size_in_bytes();
-        let (queries, keys) = (c.heads * c.head_dim, 2 * c.kv_heads * c.head_dim);
-        let inside = 6 * c.hidden + 10 * queries + 7 * keys + 4 * c.ffn;
-        let row = match update.activations {
-            Activations::Keep => (c.layers + 1) * inside,
-            Activations::Recompute => c.layers * c.hidden + 2 * inside,
-        };
-        let head = loss::chunk_bytes(c.vocab_size) + 2 * c.vocab_size * c.hidden * bytes;
-        ((4 + bytes) * self.parameters.master.numel() + update.rows * row * bytes + head) as i64
+    /// Bytes of the parameters that are computed with, in the compute type.
+    pub(super) fn compute_bytes(&self) -> usize {
+        self.decoder.config.parameters() * self.kind.elt_size_in_bytes()
     }
 
     /// The present parameters in the compute type, for the engine. In f32 they share the masters' memory.
     pub fn weights(&self) -> Weights {
-        self.parameters.weights(self.kind)
+        self.weights_in(self.kind)
+    }
+
+    /// The present parameters of the whole model, adapters merged into it.
+    pub fn weights_in(&self, kind: Kind) -> Weights {
+        match &self.adapters {
+            Some(adapters) => adapters.merged(&self.parameters, kind),
+            None => self.parameters.weights(kind),
+        }
+    }
+
+    /// Leaves of one pass over `compute` ([`Self::weights`]).
+    fn leaves(&self, compute: &Weights) -> Weights {
+        let leaf = |(name, tensor): (&String, &Tensor)| (name.clone(), tensor.detach().set_requires_grad(true));
+        match &self.adapters {
+            Some(adapters) => adapters.leaves(compute),
+            None => Weights { tensors: compute.tensors.iter().map(leaf).collect() },
+        }
+    }
+
+    /// Adds the gradients of those leaves whose names begin with `prefix` to `grad` [N] f32, and frees them.
+    fn collect(&mut self, prefix: &str, grad: &Tensor) {
+        match &self.adapters {
+            Some(adapters) => adapters.collect(&self.parameters, &mut self.decoder.weights, prefix, grad),
+            None => self.parameters.collect(&mut self.decoder.weights, prefix, grad),
+        }
     }
 
     /// The optimiser steps of one set of completions at learning rate `rate`.
@@ -263,11 +269,11 @@ impl Policy {
 
     /// All passes, and the gradient [N] f32 of their losses' sum.
     fn gradient(&mut self, work: &mut Work<'_>, options: &UpdateOptions) -> (Vec<loss::Pass>, Tensor) {
-        let compute = self.parameters.compute(self.kind);
+        let compute = self.weights();
         let grad = self.parameters.master.zeros_like();
         let mut passes = Vec::with_capacity(work.passes.len());
         for (staged, kept) in &mut work.passes {
-            self.decoder.weights = self.parameters.leaves(&compute);
+            self.decoder.weights = self.leaves(&compute);
             let tokens = self.tokens(staged, &work.rope, options, kept);
             let mixer = staged.mixer(&self.decoder, &work.rope, self.kind);
             let pass = self.forward_backward(staged, &*mixer, &tokens, options, &grad);
@@ -310,23 +316,25 @@ impl Policy {
         let (passed, last) = self.forward(&embedded, mixer, options.activations);
         let (pass, mut upstream) = self.head(staged, tokens, options, &last, grad);
         drop(last);
-        let parameters = &self.parameters;
         for (layer, passed) in passed.into_iter().enumerate().rev() {
             let block = |input: &Tensor| self.decoder.block(input, layer, self.kind, mixer);
             let output = passed.output.unwrap_or_else(|| block(&passed.input));
             back(&output, &upstream);
             drop(output);
             upstream = passed.input.grad();
-            parameters.collect(&mut self.decoder.weights, &format!("model.layers.{layer}."), grad);
+            self.collect(&format!("model.layers.{layer}."), grad);
+        }
+        if self.adapters.is_some() {
+            return pass;
         }
         if route::gpu(grad.device()) {
             // Straight into the sum: no gradient as large as the vocabulary.
-            let mut embedding = parameters.part(grad, EMBEDDING).expect("a decoder has its embedding");
+            let mut embedding = self.parameters.part(grad, EMBEDDING).expect("a decoder has its embedding");
             let _ = tch::no_grad(|| embedding.index_add_(0, &staged.inputs, &upstream.to_kind(Kind::Float)));
         } else {
             back(&embedded, &upstream);
+            self.collect(EMBEDDING, grad);
         }
-        parameters.collect(&mut self.decoder.weights, EMBEDDING, grad);
         pass
     }
 
@@ -362,11 +370,12 @@ impl Policy {
         let hidden = self.decoder.final_norm(&last.index_select(0, &staged.positions), self.kind);
         let name = self.decoder.output_name();
         let output = self.decoder.weights.tensors.get(name).expect("a decoder has its output weight");
-        let mut output_grad = self.parameters.part(grad, name).expect("a decoder has its output weight");
+        // None where the output projection is frozen.
+        let output_grad = self.parameters.part(grad, name);
         let (pass, hidden_grad) =
-            loss::pass(&hidden.detach(), &output.detach(), tokens, &options.objective, &mut output_grad);
+            loss::pass(&hidden.detach(), &output.detach(), tokens, &options.objective, output_grad);
         back(&hidden, &hidden_grad);
-        self.parameters.collect(&mut self.decoder.weights, "model.norm.weight", grad);
+        self.collect("model.norm.weight", grad);
         (pass, last.grad())
     }
 }

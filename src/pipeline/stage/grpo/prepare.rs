@@ -97,6 +97,9 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     for (name, value) in [("adam_beta1", config.adam_beta1), ("adam_beta2", config.adam_beta2)] {
         ensure!((0.0..1.0).contains(&value), "{name} {value} is not in 0..1");
     }
+    if let Some(lora) = &config.lora {
+        lora.check()?;
+    }
     let completions = config.prompts_per_step * config.num_generations;
     let batches = loss_batches(config);
     ensure!(
