@@ -205,6 +205,8 @@ fn what_cannot_be_trained_on_is_refused_and_changes_nothing() {
 fn by_hand_as_good_as_autograd() {
     use crate::models::openlm::{OpenLm, OpenLmConfig};
     use rand::{Rng, SeedableRng};
+    // A GPU that other tests want must be known before the first backward pass of the process.
+    test_device();
     for (length, vocab_size, heads) in [(75, 101, 2), (16, 64, 1), (130, 96, 2), (1, 64, 2)] {
         let config =
             OpenLmConfig { vocab_size, hidden: 64, layers: 2, heads, ffn: 96, max_positions: 256, eos: vec![0] };

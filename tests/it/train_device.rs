@@ -126,6 +126,8 @@ fn host(tensor: &Tensor) -> Tensor {
 /// The gradient in bf16 points where that of f32 on the processor does, whichever way it is made.
 #[test]
 fn bf16_is_near_f32() {
+    // A GPU must be known before the first backward pass of the process.
+    let device = tensor_device();
     let (prompts, examples) = completions();
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let of = |kind, device, activations| {
@@ -135,7 +137,7 @@ fn bf16_is_near_f32() {
     let (loss, exact) = of(Kind::Float, Device::Cpu, Activations::Keep);
     for (gpu, activations) in [(false, Activations::Keep), (true, Activations::Keep), (true, Activations::Recompute)] {
         let _gpu = gpu.then(AsOnGpu::begin);
-        let (near, grad) = of(Kind::BFloat16, tensor_device(), activations);
+        let (near, grad) = of(Kind::BFloat16, device, activations);
         let cosine =
             grad.dot(&exact).double_value(&[]) / (grad.norm().double_value(&[]) * exact.norm().double_value(&[]));
         assert!(cosine > 0.995 && (near - loss).abs() < 0.02, "{gpu}: cosine {cosine}, loss {near} for {loss}");

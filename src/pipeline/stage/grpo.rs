@@ -110,7 +110,7 @@ pub struct Config {
     /// `prompts_per_step`, so 8 completions each with the paper's numbers. Memory is bounded by `micro_batch_tokens`, not by this.
     #[serde(default)]
     pub gradient_accumulation_steps: Option<usize>,
-    /// Tokens of one forward and backward pass, about.
+    /// Tokens of one forward and backward pass, about; 16,384 keep a large GPU busy.
     #[serde(default = "micro_batch_tokens")]
     pub micro_batch_tokens: usize,
     /// Keep each block's input only and compute the rest again: less memory, a third more work.
@@ -157,7 +157,7 @@ pub struct Config {
     /// group had any spread of rewards; 0: never.
     #[serde(default = "patience")]
     pub patience: u64,
-    /// Completions drawn at the same time.
+    /// Completions drawn at the same time; on a GPU best all of a step (prompts_per_step x num_generations).
     #[serde(default = "slots")]
     pub slots: usize,
     /// What matmuls run in, of training and of the engine; masters and moments are always f32. In f32 a continued run makes the

@@ -123,9 +123,12 @@ impl Policy {
         let parameters = FlatParameters::new(&decoder.weights);
         let reference = with_reference.then(|| Decoder {
             config: decoder.config.clone(),
-            // In f32 the masters change in place, so that the copy must be one.
-            weights: Weights {
-                tensors: parameters.weights(kind).tensors.into_iter().map(|(n, t)| (n, t.copy())).collect(),
+            weights: match kind {
+                // These are the masters themselves, which change in place.
+                Kind::Float => Weights {
+                    tensors: parameters.weights(kind).tensors.into_iter().map(|(n, t)| (n, t.copy())).collect(),
+                },
+                _ => parameters.weights(kind),
             },
         });
         decoder.weights = Weights { tensors: BTreeMap::new() };

@@ -219,7 +219,13 @@ impl Pretrainer {
 
     fn loss(&self, hidden: &Tensor, targets: &Tensor, terms: Terms) -> loss::AnswerLoss {
         let flat = hidden.reshape([-1, hidden.size()[2]]);
-        loss::answer_loss_z(&flat, self.model.output_weight(), targets, terms, loss::CHUNK_ROWS)
+        loss::answer_loss_z(
+            &flat,
+            self.model.output_weight(),
+            targets,
+            terms,
+            loss::chunk_rows(self.parameters.master.device()),
+        )
     }
 
     /// Mean -log p over all contexts of `source` (`rows` of them, `at_once` at a time), without training.
@@ -239,7 +245,15 @@ impl Pretrainer {
             for (tokens, targets) in tensors(&[batch], device) {
                 let hidden = self.model.hidden(&tokens, self.options.kind);
                 let flat = hidden.reshape([-1, hidden.size()[2]]);
-                sums.push(loss::answer_loss_value(&flat, self.model.output_weight(), &targets, loss::CHUNK_ROWS).0);
+                sums.push(
+                    loss::answer_loss_value(
+                        &flat,
+                        self.model.output_weight(),
+                        &targets,
+                        loss::chunk_rows(self.parameters.master.device()),
+                    )
+                    .0,
+                );
             }
         }
         *self.model.weights_mut() = Weights { tensors: Default::default() };

@@ -157,7 +157,13 @@ impl Trainer {
 
     fn answer_loss(&self, hidden: &Tensor, batch: &OnDevice, scale: f64) -> loss::AnswerLoss {
         let states = self.answer_states(hidden, batch);
-        loss::answer_loss(&states, self.model.output_weight(), &batch.targets, scale, loss::CHUNK_ROWS)
+        loss::answer_loss(
+            &states,
+            self.model.output_weight(),
+            &batch.targets,
+            scale,
+            loss::chunk_rows(self.parameters.master.device()),
+        )
     }
 
     /// Mean loss and accuracy on the answers of `batches`, without training.
@@ -169,7 +175,12 @@ impl Trainer {
             let hidden = self.model.hidden(&batch.tokens, self.kind);
             let states = self.answer_states(&hidden, &batch);
             let output = self.model.output_weight();
-            let (loss, right) = loss::answer_loss_value(&states, output, &batch.targets, loss::CHUNK_ROWS);
+            let (loss, right) = loss::answer_loss_value(
+                &states,
+                output,
+                &batch.targets,
+                loss::chunk_rows(self.parameters.master.device()),
+            );
             sums.extend([loss, right]);
         }
         *self.model.weights_mut() = Weights { tensors: BTreeMap::new() };
