@@ -7,6 +7,7 @@ mod parts {
     pub mod fasttext;
     pub mod generate;
     pub mod gpu_generate;
+    pub mod gpu_grpo;
     pub mod grpo;
     pub mod pack;
     pub mod pretrain;
@@ -35,11 +36,12 @@ fn main() {
     };
     let names: Vec<&str> = arguments.iter().map(String::as_str).filter(|a| !a.starts_with("--")).collect();
     type Bench = fn(&Options) -> anyhow::Result<()>;
-    let all: [(&str, Bench); 7] = [
+    let all: [(&str, Bench); 8] = [
         ("bertscore", parts::bertscore::run),
         ("fasttext", parts::fasttext::run),
         ("generate", parts::generate::run),
         ("gpu-generate", parts::gpu_generate::run),
+        ("gpu-grpo", parts::gpu_grpo::run),
         ("grpo", parts::grpo::run),
         ("pack", parts::pack::run),
         ("pretrain", parts::pretrain::run),

@@ -67,11 +67,19 @@ fn gpu_driver_present() -> bool {
     std::path::Path::new("/dev/nvidiactl").exists()
 }
 
+/// Environment variable with which libtorch takes flash attention before cuDNN's.
+const PLANNED_ATTENTION_LAST: &str = "TORCH_CUDNN_SDPA_DEPRIORITIZED";
+
 /// Loads libtorch_cuda.so into the process once, for everybody to see, and NVRTC, which compiles the engine's kernels.
 fn load_cuda() -> Result<(), String> {
     static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
     LOADED
         .get_or_init(|| {
+            // On Hopper libtorch prefers cuDNN's attention, which makes a plan for every new shape; ours differ from pass to pass.
+            if std::env::var_os(PLANNED_ATTENTION_LAST).is_none() {
+                // SAFETY: once a process, before libtorch reads it; nothing else here writes the environment.
+                unsafe { std::env::set_var(PLANNED_ATTENTION_LAST, "1") }
+            }
             open("libtorch_cuda.so")?;
             // libtorch's own way to NVRTC: linked with a search path to it, wherever the wheels put it.
             open("libcaffe2_nvrtc.so")?;

@@ -23,4 +23,5 @@ mod scorers;
 mod session;
 mod storage;
 mod train;
+mod train_device;
 mod yaml;
