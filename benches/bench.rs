@@ -7,6 +7,8 @@ mod parts {
     pub mod fasttext;
     pub mod functions;
     pub mod generate;
+    pub mod gpu_generate;
+    pub mod gpu_grpo;
     pub mod gpu_score;
     pub mod grpo;
     pub mod pack;
@@ -36,11 +38,13 @@ fn main() {
     };
     let names: Vec<&str> = arguments.iter().map(String::as_str).filter(|a| !a.starts_with("--")).collect();
     type Bench = fn(&Options) -> anyhow::Result<()>;
-    let all: [(&str, Bench); 8] = [
+    let all: [(&str, Bench); 10] = [
         ("bertscore", parts::bertscore::run),
         ("fasttext", parts::fasttext::run),
         ("functions", parts::functions::run),
         ("generate", parts::generate::run),
+        ("gpu-generate", parts::gpu_generate::run),
+        ("gpu-grpo", parts::gpu_grpo::run),
         ("gpu-score", parts::gpu_score::run),
         ("grpo", parts::grpo::run),
         ("pack", parts::pack::run),

@@ -51,7 +51,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         let adamw = AdamWOptions { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
         let mut policy = Policy::new(decoder, adamw, kind, true);
         let mut steps = Vec::new();
-        let engine = policy.engine(64, 0, work.prompt + work.new)?;
+        let engine = policy.engine(64, 0, work.prompt + work.new, &update_options(&work, activations))?;
         for step in 0..if smoke { 1 } else { 5 } {
             steps.push(once(&mut policy, &engine, &work, activations, step)?);
         }
@@ -93,16 +93,7 @@ fn once(
         stop: Vec::new().into(),
         marker: String::new(),
     };
-    let update = UpdateOptions {
-        objective: Objective { epsilon: 0.2, epsilon_high: 0.2, beta: 0.005, temperature: 1.0 },
-        loss_type: LossType::Bnpo,
-        batches: work.prompts,
-        longest: work.new,
-        iterations: 1,
-        rows: 2048,
-        activations,
-        clip: 1.0,
-    };
+    let update = update_options(work, activations);
     let begin = Instant::now();
     let refs: Vec<&Prompt> = prompts.iter().collect();
     let rollouts = draw(engine, &tokenizer, &refs, &drawing, (1, step))?;
@@ -122,4 +113,17 @@ fn once(
     let report = policy.update(&tokens, &examples, &update, 1e-6)?;
     engine.set_weights(policy.weights())?;
     Ok((begin.elapsed().as_secs_f64(), drawn, report.seconds))
+}
+
+fn update_options(work: &Work, activations: Activations) -> UpdateOptions {
+    UpdateOptions {
+        objective: Objective { epsilon: 0.2, epsilon_high: 0.2, beta: 0.005, temperature: 1.0 },
+        loss_type: LossType::Bnpo,
+        batches: work.prompts,
+        longest: work.new,
+        iterations: 1,
+        rows: 2048,
+        activations,
+        clip: 1.0,
+    }
 }

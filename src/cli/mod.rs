@@ -103,11 +103,16 @@ fn logging() {
         .init();
 }
 
+/// Time in which a second signal is an echo of the first.
+const SAME_SIGNAL: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Ends the process when Ctrl-C (or SIGTERM) comes a second time; at the first, calls `first`.
 fn on_interrupt(first: impl FnOnce() + Send + 'static) {
     tokio::spawn(async move {
         interrupted().await;
         first();
+        // `timeout` and other wrappers pass one signal on twice, to the process and to its group.
+        tokio::time::sleep(SAME_SIGNAL).await;
         interrupted().await;
         output::message("stopped at once");
         std::process::exit(1);

@@ -72,6 +72,9 @@ impl Stage {
         if elapsed >= 0.5 && per_second > 0.0 {
             parts.push(if self.unit == "bytes" {
                 format!("{}/s", bytes(per_second as u64))
+            } else if per_second < 1.0 {
+                // Steps of a training may take minutes.
+                format!("{} each", seconds(1.0 / per_second))
             } else {
                 format!("{}/s", rate(per_second))
             });
@@ -174,6 +177,10 @@ mod tests {
         };
         let later = begun + Duration::from_secs(10);
         assert_eq!(stage.text(later), "120 of 500 rows, 24 %, 2.0/s, 3 min 10 s left, 812 tok/s");
+        assert!(
+            stage.text(begun + Duration::from_secs(860)).contains(", 43.0 s each, 4 h 32 min left, "),
+            "one every 43 s"
+        );
         stage = Stage { total: None, former: 0, done: 5_000_000, unit: "bytes", note: String::new(), ..stage };
         assert_eq!(stage.text(later), "5.0 MB, 500.0 kB/s");
     }

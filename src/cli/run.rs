@@ -150,6 +150,8 @@ fn failed(made: &Made) -> u64 {
 fn conclude(pipeline: &std::path::Path, report: Report) -> Result<(), Failure> {
     let Some(error) = report.failure else { return Ok(()) };
     if report.stopped {
+        // How far a training came, or that its checkpoint could not be written.
+        message(&format!("{error:#}"));
         message(&format!("stopped; what is done is kept, `repro run {}` continues", pipeline.display()));
         return Err(Failure::Silent);
     }

@@ -1,5 +1,6 @@
 //! What the scheduler asks of a model on a device: one step over many sequences. Knows nothing of requests.
 
+use super::Sampling;
 use crate::models::weights::Weights;
 
 /// New tokens of one sequence in a step. Their positions follow what the cache already holds.
@@ -24,6 +25,18 @@ pub struct Batch {
     pub segments: Vec<Segment>,
     /// Rows whose logits are wanted, ascending.
     pub outputs: Vec<usize>,
+    /// One an output: how its token is drawn on the device. None: the host draws, and wants the logits. All None where the
+    /// backend does not draw ([`Backend::draws`]).
+    pub draws: Vec<Option<Draw>>,
+}
+
+/// How one token is drawn from its row of logits.
+#[derive(Debug, Clone, Copy)]
+pub struct Draw {
+    /// From which tokens.
+    pub sampling: Sampling,
+    /// The only source of chance. Plays no part at temperature 0.
+    pub seed: u64,
 }
 
 /// The most that a step may hold.
@@ -37,12 +50,12 @@ pub struct Limits {
 
 /// A model on a device with its KV cache.
 pub trait Backend: Send {
-    /// Runs the step: writes the new positions' keys and values, returns logits [outputs, stride]; the first `vocab`
-    /// of each row count.
+    /// Runs the step: writes the new positions' keys and values, draws what is to be drawn on the device, returns the logits of
+    /// the other outputs.
     ///
     /// # Errors
     /// The device fails, e.g. runs out of memory; the cache then still holds what it held before the step.
-    fn step(&mut self, batch: &Batch) -> anyhow::Result<Logits<'_>>;
+    fn step(&mut self, batch: &Batch) -> anyhow::Result<Output<'_>>;
 
     /// Copies one page of all layers.
     ///
@@ -61,11 +74,24 @@ pub trait Backend: Send {
 
     /// What a step may hold.
     fn limits(&self) -> Limits;
+
+    /// Whether it draws tokens itself.
+    fn draws(&self) -> bool {
+        false
+    }
 }
 
-/// Logits of the wanted rows.
+/// What a step gives.
+pub struct Output<'a> {
+    /// Of the outputs that the host draws from, in order.
+    pub logits: Logits<'a>,
+    /// Of the others, in order. None: a logit is not a finite number.
+    pub drawn: Vec<Option<u32>>,
+}
+
+/// Logits of some rows.
 pub struct Logits<'a> {
-    /// [outputs, stride].
+    /// [rows, stride]; the first `vocab` of each row count.
     pub data: &'a [f32],
     /// Elements from row to row.
     pub stride: usize,

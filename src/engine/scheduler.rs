@@ -197,19 +197,30 @@ impl Scheduler<'_> {
 
     fn step(&mut self) -> anyhow::Result<()> {
         let (batch, owners) = self.assemble();
-        let sampled: Vec<(usize, Result<u32, NotANumber>)> = {
-            let logits = self.backend.step(&batch)?;
-            let vocab = self.shared.config.vocab_size;
-            let rows: Vec<&[f32]> = logits.data.chunks(logits.stride).take(batch.outputs.len()).collect();
-            let mut wanted: Vec<(usize, &mut Sequence, &[f32])> = Vec::with_capacity(rows.len());
-            let mut owners = owners.iter().zip(rows).peekable();
-            for (index, sequence) in self.running.iter_mut().enumerate() {
-                if let Some((_, row)) = owners.next_if(|(owner, _)| **owner == index) {
+        let mut sampled: Vec<(usize, Result<u32, NotANumber>)> = Vec::with_capacity(owners.len());
+        let output = self.backend.step(&batch)?;
+        let vocab = self.shared.config.vocab_size;
+        let mut on_device = output.drawn.into_iter();
+        let mut rows = output.logits.data.chunks(output.logits.stride);
+        let mut wanted: Vec<(usize, &mut Sequence, &[f32])> = Vec::new();
+        let mut owners = owners.iter().zip(&batch.draws).peekable();
+        for (index, sequence) in self.running.iter_mut().enumerate() {
+            match owners.next_if(|(owner, _)| **owner == index) {
+                Some((_, Some(_))) => {
+                    let drawn = on_device.next().expect("one for each draw that was asked for");
+                    sampled.push((index, drawn.ok_or(NotANumber)));
+                }
+                Some((_, None)) => {
+                    let row = rows.next().expect("one for each output that was not drawn");
                     wanted.push((index, sequence, &row[..vocab]));
                 }
+                None => {}
             }
-            self.pool.install(|| wanted.into_par_iter().map(|(i, s, row)| (i, draw(s, row))).collect())
-        };
+        }
+        let by_host: Vec<_> =
+            self.pool.install(|| wanted.into_par_iter().map(|(i, s, row)| (i, draw(s, row))).collect());
+        sampled.extend(by_host);
+        sampled.sort_unstable_by_key(|(index, _)| *index);
         for (segment, sequence) in batch.segments.iter().zip(&mut self.running) {
             sequence.cached += segment.rows;
         }
@@ -225,7 +236,8 @@ impl Scheduler<'_> {
         let decoding = self.running.iter().filter(|s| s.pending() == 1).count();
         let mut room = self.backend.limits().rows - decoding;
         let mut prompt_tokens = 0;
-        for (index, sequence) in self.running.iter().enumerate() {
+        let on_device = self.backend.draws();
+        for (index, sequence) in self.running.iter_mut().enumerate() {
             let pending = sequence.pending();
             let rows = if pending == 1 { 1 } else { pending.min(room) };
             if pending != 1 {
@@ -238,6 +250,7 @@ impl Scheduler<'_> {
             batch.tokens.extend(&sequence.tokens[sequence.cached..sequence.cached + rows]);
             if rows == pending && matches!(sequence.role, Role::Request { .. }) {
                 batch.outputs.push(first + rows - 1);
+                batch.draws.push(if on_device { sequence.device_draw() } else { None });
                 owners.push(index);
             }
             batch.segments.push(Segment { first, rows, start: sequence.cached, pages: sequence.pages.clone() });

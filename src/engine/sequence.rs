@@ -1,8 +1,8 @@
 //! One sequence on its way: tokens, how many of them are in the cache, its pages, its random stream.
 
-use super::{Completion, FinishReason, FormatStep, Request, RequestError};
+use super::{Completion, FinishReason, FormatStep, Request, RequestError, backend::Draw};
 use crate::models::weights::Weights;
-use rand::SeedableRng;
+use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::sync::{Arc, mpsc};
 use tokio::sync::oneshot;
@@ -113,6 +113,17 @@ impl Sequence {
     pub fn allowed(&self) -> Option<(&[u32], f32)> {
         let Role::Request { request, steps, .. } = &self.role else { return None };
         request.format.as_ref()?.get(*steps)?.choice()
+    }
+
+    /// How a device may draw the next token: from all tokens, with a seed of the request's own stream. None where the format
+    /// says what may come.
+    pub fn device_draw(&mut self) -> Option<Draw> {
+        if self.allowed().is_some() {
+            return None;
+        }
+        let Role::Request { request, rng, .. } = &mut self.role else { return None };
+        let sampling = request.sampling;
+        Some(Draw { sampling, seed: if sampling.temperature > 0.0 { rng.next_u64() } else { 0 } })
     }
 
     /// Keeps what a weighed step's logits say, where the next step is one.

@@ -9,12 +9,13 @@ use super::{
         isa::{Bf16, Isa},
         load::Sizes,
     },
+    cuda::{self, CudaModel},
     memory,
     pages::PAGE,
     pool, scheduler,
 };
 use crate::models::{config::DecoderConfig, decoder::Decoder, weights};
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use std::{
     path::Path,
     sync::{Arc, Mutex, mpsc},
@@ -24,6 +25,8 @@ use tch::{Device, Kind};
 /// Prompt tokens computed in one step: enough to keep the matrix kernels busy, few enough to stay in the second-level
 /// cache of the models this engine meets on a CPU.
 pub const PREFILL_ROWS: usize = 512;
+/// The same on a GPU, whose products want thousands of rows.
+pub const CUDA_PREFILL_ROWS: usize = 8192;
 
 /// What was decided from the options.
 struct Setup {
@@ -35,13 +38,20 @@ struct Setup {
     sizes: Sizes,
 }
 
+impl Setup {
+    /// Type of weights and activations.
+    fn kind(&self) -> Kind {
+        if self.half { Kind::BFloat16 } else { Kind::Float }
+    }
+}
+
 pub fn from_dir(dir: &Path, options: &EngineOptions) -> anyhow::Result<Engine> {
     let config = DecoderConfig::from_dir(dir)?;
     let setup = setup(options)?;
     let stored = weights::bytes_on_disk(dir)?;
     check_memory(&config, &setup, stored).with_context(|| dir.display().to_string())?;
-    let kind = if setup.half { Kind::BFloat16 } else { Kind::Float };
-    launch(Decoder::from_dir(dir, Device::Cpu, kind)?, setup)
+    // For a GPU too: it takes one block at a time, and what is stacked never lies there twice.
+    launch(Decoder::from_dir(dir, Device::Cpu, setup.kind())?, setup)
 }
 
 pub fn from_decoder(decoder: Decoder, options: &EngineOptions) -> anyhow::Result<Engine> {
@@ -56,7 +66,8 @@ fn setup(options: &EngineOptions) -> anyhow::Result<Setup> {
     let device = options.device.resolve()?;
     let half = half(options.precision, device, isa);
     let threads = options.threads;
-    let limits = Limits { rows: options.slots + PREFILL_ROWS, outputs: options.slots };
+    let prefill = if device.is_cuda() { CUDA_PREFILL_ROWS } else { PREFILL_ROWS };
+    let limits = Limits { rows: options.slots + prefill, outputs: options.slots };
     Ok(Setup { device, half, isa, threads, sizes: Sizes { slots: options.slots, limits } })
 }
 
@@ -71,8 +82,12 @@ pub fn half(precision: Precision, device: Device, isa: Isa) -> bool {
 
 /// Refuses a model that cannot fit before anything of it is read.
 fn check_memory(config: &DecoderConfig, setup: &Setup, stored: u64) -> anyhow::Result<()> {
-    let Some(free) = memory::available() else { return Ok(()) };
-    let packed = if setup.half { CpuModel::<u16>::weight_bytes(config) } else { CpuModel::<f32>::weight_bytes(config) };
+    let (free, packed) = match setup.device {
+        Device::Cuda(device) => (Some(cuda::free_memory(device)?), CudaModel::weight_bytes(config, setup.kind())),
+        _ if setup.half => (memory::available(), CpuModel::<u16>::weight_bytes(config)),
+        _ => (memory::available(), CpuModel::<f32>::weight_bytes(config)),
+    };
+    let Some(free) = free else { return Ok(()) };
     ensure!(
         packed < free,
         "the model has {} parameters and needs {} of memory ({} on disk), but {} are free; use a smaller model{}",
@@ -86,13 +101,16 @@ fn check_memory(config: &DecoderConfig, setup: &Setup, stored: u64) -> anyhow::R
 }
 
 fn launch(decoder: Decoder, setup: Setup) -> anyhow::Result<Engine> {
+    if let Device::Cuda(device) = setup.device {
+        let (config, pool) = (decoder.config.clone(), pool::threads(setup.threads)?);
+        let Sizes { slots, limits } = setup.sizes;
+        let model = CudaModel::new(decoder, slots, limits, device, setup.kind())?;
+        return spawn(config, Box::new(model), slots, pool);
+    }
     if setup.half { launch_as::<u16>(decoder, setup) } else { launch_as::<f32>(decoder, setup) }
 }
 
 fn launch_as<E: Elem>(decoder: Decoder, setup: Setup) -> anyhow::Result<Engine> {
-    if setup.device.is_cuda() {
-        bail!("generation on CUDA is not part of this version; use device: cpu");
-    }
     let config = decoder.config.clone();
     let pool = pool::threads(setup.threads)?;
     let model = CpuModel::<E>::new(decoder, setup.sizes, setup.isa, pool.clone())?;
@@ -100,7 +118,7 @@ fn launch_as<E: Elem>(decoder: Decoder, setup: Setup) -> anyhow::Result<Engine> 
 }
 
 /// Starts the thread that owns the backend.
-fn spawn(
+pub fn spawn(
     config: DecoderConfig,
     backend: Box<dyn Backend>,
     slots: usize,

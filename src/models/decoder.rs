@@ -5,6 +5,7 @@ use super::{
     config::{Arch, DecoderConfig},
     random::normal,
     rope,
+    route::{self, repeat_heads},
     weights::Weights,
 };
 use anyhow::Context;
@@ -144,6 +145,9 @@ impl Decoder {
 
     /// RMS norm over the last dimension, computed in f32: `w · x / sqrt(mean(x²) + eps)` (arXiv 1910.07467), result in `kind`.
     fn norm(&self, x: &Tensor, weight: &str, kind: Kind) -> Tensor {
+        if let Some(normed) = route::rms_norm(x, self.weight(weight), self.config.rms_eps, kind) {
+            return normed;
+        }
         let wide = x.to_kind(Kind::Float);
         let scale = (wide.square().mean_dim([-1i64].as_slice(), true, Kind::Float) + self.config.rms_eps).rsqrt();
         (wide * scale * self.weight(weight)).to_kind(kind)
@@ -172,6 +176,9 @@ pub struct Rows<'a> {
 
 impl Mixer for Rows<'_> {
     fn mix(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+        if let Some(mixed) = self.table.attend_rows(q, k, v) {
+            return mixed;
+        }
         let c = self.config;
         let (batch, length) = (q.size()[0], q.size()[1]);
         let groups = (c.heads / c.kv_heads) as i64;
@@ -187,6 +194,8 @@ impl Mixer for Rows<'_> {
 pub struct RopeTables {
     cos: Tensor,
     sin: Tensor,
+    /// On the way of a GPU: cos of the whole head, and sin with the sign of its half.
+    full: Option<[Tensor; 2]>,
     /// None: each token sees itself and all before it.
     branches: Option<Branches>,
 }
@@ -211,14 +220,28 @@ impl RopeTables {
     /// Of row-major values, as [`rope::tables`] gives them.
     pub(super) fn from_values(cos: &[f32], sin: &[f32], length: i64, device: Device, kind: Kind) -> Self {
         let tensor = |v: &[f32]| Tensor::from_slice(v).reshape([length, -1]).to_device(device).to_kind(kind);
-        Self { cos: tensor(cos), sin: tensor(sin), branches: None }
+        let (cos, sin) = (tensor(cos), tensor(sin));
+        let both = |a: &Tensor, b: &Tensor| Tensor::cat(&[a, b], -1);
+        let full = route::gpu(device).then(|| [both(&cos, &cos), both(&-&sin, &sin)]);
+        Self { cos, sin, full, branches: None }
     }
 
     /// Tables of tokens at `positions` [B, T], i64, of which those after the prefix see what the mask says. Scoring only.
     pub fn branched(&self, positions: &Tensor, branches: Branches) -> Self {
         let [batch, length] = positions.size()[..] else { unreachable!("positions have two dimensions") };
         let at = |table: &Tensor| table.index_select(0, &positions.reshape([-1])).reshape([batch, 1, length, -1]);
-        Self { cos: at(&self.cos), sin: at(&self.sin), branches: Some(branches) }
+        let full = self.full.as_ref().map(|[cos, sin]| [at(cos), at(sin)]);
+        Self { cos: at(&self.cos), sin: at(&self.sin), full, branches: Some(branches) }
+    }
+
+    /// On the way of a GPU, causal attention of a batch of whole sequences: queries [B, T, heads, D], keys and values [B, T, kv_heads, D],
+    /// not rotated, to [B, T, heads · D].
+    pub(super) fn attend_rows(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Option<Tensor> {
+        let ([cos, sin], None) = (self.full.as_ref()?, &self.branches) else { return None };
+        let [batch, length, heads, width] = q.size()[..] else { unreachable!("heads have four dimensions") };
+        let turned = |x: &Tensor| turn(x, &cos.unsqueeze(1), &sin.unsqueeze(1)).transpose(1, 2);
+        let mixed = route::causal(&turned(q), &turned(k), &v.transpose(1, 2));
+        Some(mixed.transpose(1, 2).reshape([batch, length, heads * width]))
     }
 
     /// Attention of rotated queries and keys, and values, all [B, heads, T, D].
@@ -235,24 +258,25 @@ impl RopeTables {
     }
 
     /// The entries of `positions` [N], shaped to turn [N, heads, head_dim].
-    pub(super) fn at(&self, positions: &Tensor) -> Self {
+    pub fn at(&self, positions: &Tensor) -> Self {
         let pick = |table: &Tensor| table.index_select(0, positions).unsqueeze(1);
-        Self { cos: pick(&self.cos), sin: pick(&self.sin), branches: None }
+        let full = self.full.as_ref().map(|[cos, sin]| [pick(cos), pick(sin)]);
+        Self { cos: pick(&self.cos), sin: pick(&self.sin), full, branches: None }
     }
 
     /// Rotates [.., head_dim] where the tables' shapes broadcast; the pair of dimension i is i + head_dim / 2.
     pub(super) fn rotate(&self, x: &Tensor) -> Tensor {
+        if let Some([cos, sin]) = &self.full {
+            return turn(x, cos, sin);
+        }
         let halves = x.chunk(2, -1);
         let (a, b) = (&halves[0], &halves[1]);
         Tensor::cat(&[a * &self.cos - b * &self.sin, b * &self.cos + a * &self.sin], -1)
     }
 }
 
-/// [B, kv_heads, T, D] to [B, kv_heads · groups, T, D], each head repeated in place.
-pub(super) fn repeat_heads(x: &Tensor, groups: i64) -> Tensor {
-    if groups == 1 {
-        return x.shallow_clone();
-    }
-    let [b, h, t, d] = x.size()[..] else { unreachable!("heads have four dimensions") };
-    x.unsqueeze(2).expand([b, h, groups, t, d], false).reshape([b, h * groups, t, d])
+/// Rotation in three operations: the halves change places in one.
+fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
+    let half = cos.size().last().map_or(0, |width| width / 2);
+    (x * cos).addcmul(&x.roll([half], [-1]), sin)
 }

@@ -9,4 +9,5 @@ pub mod openlm;
 pub mod packed;
 mod random;
 pub mod rope;
+pub mod route;
 pub mod weights;

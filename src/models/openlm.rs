@@ -106,12 +106,14 @@ impl OpenLm {
         let (heads, kind) = (self.config.heads as i64, x.kind());
         let name = |suffix: &str| format!("layers.{layer}.attention.{suffix}");
         let qkv = x.linear(&self.cast(&name("in_proj.weight"), kind), None::<Tensor>).chunk(3, -1);
-        let split = |x: &Tensor| x.view([batch, length, heads, -1]).transpose(1, 2);
-        let q = table.rotate(&split(&self.norm(&qkv[0], &name("q_norm.weight"), kind)));
-        let k = table.rotate(&split(&self.norm(&qkv[1], &name("k_norm.weight"), kind)));
+        let split = |x: &Tensor| x.view([batch, length, heads, -1]);
+        let q = split(&self.norm(&qkv[0], &name("q_norm.weight"), kind));
+        let k = split(&self.norm(&qkv[1], &name("k_norm.weight"), kind));
         let v = split(&qkv[2].contiguous());
-        let mixed = table.attend(&q, &k, &v);
-        let flat = mixed.transpose(1, 2).reshape([batch, length, width]);
+        let flat = table.attend_rows(&q, &k, &v).unwrap_or_else(|| {
+            let (q, k) = (table.rotate(&q.transpose(1, 2)), table.rotate(&k.transpose(1, 2)));
+            table.attend(&q, &k, &v.transpose(1, 2)).transpose(1, 2).reshape([batch, length, width])
+        });
         flat.linear(&self.cast(&name("out_proj.weight"), kind), None::<Tensor>)
     }
 

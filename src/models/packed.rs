@@ -6,7 +6,8 @@
 
 use super::{
     config::DecoderConfig,
-    decoder::{Mixer, RopeTables, repeat_heads},
+    decoder::{Mixer, RopeTables},
+    route::{self, repeat_heads},
 };
 use tch::{Device, Kind, Tensor};
 
@@ -100,6 +101,94 @@ impl Mixer for Packed {
     }
 }
 
+/// Lengths of padded sequences are multiples of it: few different shapes, so that memory and kernels are used again.
+const LENGTH_STEP: usize = 128;
+
+/// Where the rows of [`Padded`] trees go. Numbers only; they go to the device with a pass's other numbers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Places {
+    /// For each tree: sequences, and their padded length.
+    pub shapes: Vec<[i64; 2]>,
+    /// The row that stands at each place of the padded sequences, tree by tree.
+    pub rows: Vec<i64>,
+    /// The place of each row.
+    pub places: Vec<i64>,
+    /// The position of each row in its sequence.
+    pub positions: Vec<i64>,
+}
+
+impl Places {
+    /// A sequence for each non-empty continuation, behind its prompt; the prompt alone where there is none. Padding repeats a
+    /// sequence's last row: nothing sees it, and nothing of it is taken.
+    pub fn new(trees: &[Tree]) -> Self {
+        let mut new = Self::default();
+        let mut first = 0;
+        for tree in trees {
+            let longest = tree.prompt + tree.branches.iter().max().copied().unwrap_or(0);
+            let length = longest.next_multiple_of(LENGTH_STEP);
+            let start = new.rows.len() as i64;
+            new.places.extend((0..tree.prompt as i64).map(|at| start + at));
+            new.positions.extend(0..tree.prompt as i64);
+            let mut from = first + tree.prompt;
+            let mut sequences = 0;
+            for &rows in tree.branches.iter().filter(|&&rows| rows > 0) {
+                let end = new.rows.len() + length;
+                new.places.extend((0..rows).map(|at| (new.rows.len() + tree.prompt + at) as i64));
+                new.positions.extend((tree.prompt..tree.prompt + rows).map(|at| at as i64));
+                new.rows.extend((first..first + tree.prompt).chain(from..from + rows).map(|row| row as i64));
+                new.rows.resize(end, (from + rows - 1) as i64);
+                from += rows;
+                sequences += 1;
+            }
+            if sequences == 0 {
+                new.rows.extend((first..from).map(|row| row as i64));
+                new.rows.resize(start as usize + length, from as i64 - 1);
+                sequences = 1;
+            }
+            new.shapes.push([sequences, length as i64]);
+            first = from;
+        }
+        new
+    }
+}
+
+/// Attention over trees on a GPU: each continuation with its prompt is a sequence of its own, all of a tree in one causal call
+/// without a mask. Only attention sees a prompt as often as it has continuations; everything else computes its rows once.
+pub struct Padded {
+    /// See [`Places::shapes`].
+    pub shapes: Vec<[i64; 2]>,
+    /// [places] i64, see [`Places::rows`].
+    pub rows: Tensor,
+    /// [rows] i64, see [`Places::places`].
+    pub places: Tensor,
+    /// Of each row.
+    pub table: RopeTables,
+}
+
+impl Mixer for Padded {
+    fn mix(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+        let [count, heads, width] = q.size()[..] else { unreachable!("heads have three dimensions") };
+        let kv_heads = k.size()[1];
+        let flat = |x: &Tensor| x.reshape([count, -1]);
+        let joined = Tensor::cat(&[flat(&self.table.rotate(q)), flat(&self.table.rotate(k)), flat(v)], 1);
+        // As an embedding, because its gradient is summed in f32 however often a row stands somewhere.
+        let padded = Tensor::embedding(&joined, &self.rows, -1, false, false);
+        let mut mixed = Vec::with_capacity(self.shapes.len());
+        let mut start = 0;
+        for &[sequences, length] in &self.shapes {
+            let tree = padded.narrow(0, start, sequences * length).view([sequences, length, -1]);
+            let part = |from: i64, heads: i64| {
+                tree.narrow(2, from * width, heads * width).view([sequences, length, heads, width]).transpose(1, 2)
+            };
+            let out = route::causal(&part(0, heads), &part(heads, kv_heads), &part(heads + kv_heads, kv_heads));
+            mixed.push(out.transpose(1, 2).reshape([sequences * length, heads * width]));
+            start += sequences * length;
+        }
+        let mixed = if mixed.len() == 1 { mixed.remove(0) } else { Tensor::cat(&mixed, 0) };
+        mixed.index_select(0, &self.places)
+    }
+}
+
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
@@ -140,12 +229,24 @@ mod tests {
                 .iter()
                 .flat_map(|(p, b)| p.iter().chain(b.concat().iter()).copied().collect::<Vec<_>>())
                 .collect();
-            let packed = Packed::new(&config, &trees, Device::Cpu, Kind::Float);
-            let mut x = decoder.embed(&Tensor::from_slice(&flat));
-            for layer in 0..config.layers {
-                x = decoder.block(&x, layer, Kind::Float, &packed);
-            }
-            let got = decoder.final_norm(&x, Kind::Float);
+            let through = |mixer: &dyn Mixer| {
+                let mut x = decoder.embed(&Tensor::from_slice(&flat));
+                for layer in 0..config.layers {
+                    x = decoder.block(&x, layer, Kind::Float, mixer);
+                }
+                decoder.final_norm(&x, Kind::Float)
+            };
+            let got = through(&Packed::new(&config, &trees, Device::Cpu, Kind::Float));
+            let padded = {
+                let _gpu = route::AsOnGpu::begin();
+                let Places { shapes, rows, places, positions } = Places::new(&trees);
+                assert_eq!(shapes, [[2, 128], [1, 128]]);
+                let table = decoder.rope(16, Device::Cpu, Kind::Float).at(&Tensor::from_slice(&positions));
+                let (rows, places) = (Tensor::from_slice(&rows), Tensor::from_slice(&places));
+                through(&Padded { shapes, rows, places, table })
+            };
+            let far = (&got - padded).abs().max().double_value(&[]);
+            assert!(far < 1e-5, "{arch:?}: padded sequences are off by {far}");
             let mut row = 0;
             for (prompt, branches) in &sequences {
                 let mut behind = row + prompt.len() as i64;

@@ -8,10 +8,13 @@ use super::optim::{AdamW, FlatParameters};
 use crate::storage::location::Location;
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{
+    Dtype, SafeTensors,
+    tensor::{TensorView, View},
+};
 use serde::{Serialize, de::DeserializeOwned};
-use std::collections::HashMap;
-use tch::{Kind, Tensor};
+use std::{borrow::Cow, collections::HashMap};
+use tch::{Device, Kind, Tensor};
 
 const FORMAT: &str = "repro-checkpoint-1";
 
@@ -22,19 +25,7 @@ const FORMAT: &str = "repro-checkpoint-1";
 /// Only what serialisation reports.
 pub fn to_bytes(parameters: &FlatParameters, adamw: &AdamW, state: &impl Serialize) -> anyhow::Result<Bytes> {
     let buffers = [("first", &adamw.first), ("master", &parameters.master), ("second", &adamw.second)];
-    let raw: Vec<(&str, Vec<u8>)> = buffers
-        .iter()
-        .map(|(name, tensor)| {
-            let tensor = tensor.to_device(tch::Device::Cpu).contiguous();
-            let mut bytes = vec![0u8; tensor.numel() * 4];
-            tensor.copy_data_u8(&mut bytes, tensor.numel());
-            (*name, bytes)
-        })
-        .collect();
-    let views = raw
-        .iter()
-        .map(|(name, bytes)| Ok((*name, TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes)?)))
-        .collect::<anyhow::Result<Vec<_>>>()?;
+    let views = buffers.map(|(name, tensor)| (name, Flat(tensor, tensor.numel())));
     let metadata = HashMap::from([
         ("format".to_owned(), FORMAT.to_owned()),
         ("layout".to_owned(), layout(parameters)),
@@ -42,6 +33,27 @@ pub fn to_bytes(parameters: &FlatParameters, adamw: &AdamW, state: &impl Seriali
         ("state".to_owned(), serde_json::to_string(state)?),
     ]);
     Ok(safetensors::serialize(views, Some(metadata))?.into())
+}
+
+/// A flat f32 buffer as safetensors reads it. One that is on a device comes to the host when its turn is, so that only one does at a time.
+struct Flat<'a>(&'a Tensor, usize);
+
+impl View for Flat<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+    fn shape(&self) -> &[usize] {
+        std::slice::from_ref(&self.1)
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        let tensor = self.0.to_device(Device::Cpu).contiguous();
+        let mut bytes = vec![0u8; tensor.numel() * 4];
+        tensor.copy_data_u8(&mut bytes, tensor.numel());
+        Cow::Owned(bytes)
+    }
+    fn data_len(&self) -> usize {
+        self.1 * 4
+    }
 }
 
 /// Puts a checkpoint back: fills `parameters` and `adamw`, returns the state. `what` names it in errors.
@@ -75,18 +87,19 @@ fn restore_inner<S: DeserializeOwned>(
     }
     let tensors = SafeTensors::deserialize(bytes).map_err(damaged)?;
     let state = serde_json::from_str(field("state")?).context("its state does not parse")?;
-    let device = parameters.master.device();
-    let size = parameters.master.size();
-    let load = |name: &str| -> anyhow::Result<Tensor> {
+    let elements = parameters.master.numel();
+    let view = |name: &str| -> anyhow::Result<TensorView<'_>> {
         let view = tensors.tensor(name).map_err(|e| anyhow::anyhow!("{name}: {e}"))?;
-        ensure!(view.dtype() == Dtype::F32 && view.data().len() as i64 == size[0] * 4, "`{name}` has the wrong size");
-        Ok(Tensor::from_data_size(view.data(), &size, Kind::Float).to_device(device))
+        ensure!(view.dtype() == Dtype::F32 && view.data().len() == elements * 4, "`{name}` has the wrong size");
+        Ok(view)
     };
-    let (master, first, second) = (load("master")?, load("first")?, load("second")?);
+    let views = [view("master")?, view("first")?, view("second")?];
     adamw.step = field("optimiser_step")?.parse().context("its optimiser step is not a number")?;
-    parameters.master = master;
-    adamw.first = first;
-    adamw.second = second;
+    // In place: on a device there may be no room for a second set of buffers.
+    let _guard = tch::no_grad_guard();
+    for (buffer, view) in [&mut parameters.master, &mut adamw.first, &mut adamw.second].into_iter().zip(views) {
+        buffer.copy_(&Tensor::from_data_size(view.data(), &[elements as i64], Kind::Float));
+    }
     Ok(state)
 }
 

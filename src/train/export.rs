@@ -1,8 +1,8 @@
 //! A trained model as a Hugging Face directory: `config.json`, `generation_config.json`, `model.safetensors`, the tokenizer's files.
 //! Knows the layout; not where the directory goes.
 
-use super::{optim::FlatParameters, setup::Stored};
-use crate::models::causal::CausalConfig;
+use super::setup::Stored;
+use crate::models::{causal::CausalConfig, weights::Weights};
 use anyhow::Context;
 use serde_json::json;
 use std::path::Path;
@@ -19,14 +19,14 @@ pub const TOKENIZER_FILES: [&str; 8] = [
     "chat_template.json",
 ];
 
-/// Writes config, weights and the tokenizer of `tokenizer_dir` into the local directory `dir`.
+/// Writes config, weights (of the type that `stored` names) and the tokenizer of `tokenizer_dir` into the local directory `dir`.
 ///
 /// # Errors
 /// The directory cannot be written; the tokenizer's files cannot be read.
 pub fn write_model(
     dir: &Path,
     config: &CausalConfig,
-    parameters: &FlatParameters,
+    weights: &Weights,
     stored: Stored,
     tokenizer_dir: &Path,
 ) -> anyhow::Result<()> {
@@ -42,7 +42,7 @@ pub fn write_model(
         &dir.join("generation_config.json"),
         &json!({"do_sample": false, "eos_token_id": eos, "pad_token_id": 0}),
     )?;
-    parameters.weights(stored.kind()).save(&dir.join("model.safetensors"))?;
+    weights.save(&dir.join("model.safetensors"))?;
     for (name, content) in config.extra_files() {
         let path = dir.join(name);
         std::fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;

@@ -6,10 +6,16 @@
 //! pass yields loss, accuracy and gradients. The caller runs `surrogate.backward()`, whose gradient with respect to `hidden`
 //! and `weight` is exactly that of `scale * sum(-log p)`; its value means nothing.
 
-use tch::{Kind, Tensor};
+use crate::models::route;
+use tch::{Device, Kind, Tensor};
 
 /// Rows of logits that exist at the same time: 512 x 4,096 in f32 is 8 MB, which stays near the processor.
 pub const CHUNK_ROWS: i64 = 512;
+
+/// Rows of logits that exist at the same time on a device: on a GPU products want more of them.
+pub fn chunk_rows(device: Device) -> i64 {
+    if route::gpu(device) { 4 * CHUNK_ROWS } else { CHUNK_ROWS }
+}
 
 /// Loss of one micro-batch. `sum` and `correct` are scalars on the device, so that reading them is the caller's choice.
 #[derive(Debug)]

@@ -1,10 +1,16 @@
 //! Parameters as one flat f32 buffer, and AdamW (Loshchilov and Hutter 2019, algorithm 2) over it in one pass.
 //! Knows nothing of models beyond names and shapes, nothing of schedules or files.
+//!
+//! On a GPU the buffers hold more elements than some kernels count to, and a temporary of the buffer's length would be as large as
+//! the masters: work on a whole buffer goes over it in pieces of [`PIECE`].
 
 use super::threads::{Shared, split};
-use crate::models::weights::Weights;
+use crate::models::{route, weights::Weights};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
+
+/// Elements of a buffer that a GPU works on at once: 256 MB a temporary.
+const PIECE: i64 = 1 << 26;
 
 /// One parameter's place in the buffer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,9 +46,20 @@ impl FlatParameters {
         let (matrices, vectors): (Vec<_>, Vec<_>) = weights.tensors.iter().partition(|(_, t)| t.dim() >= 2);
         let decayed = matrices.iter().map(|(_, t)| t.numel() as i64).sum();
         let ordered: Vec<(&String, &Tensor)> = matrices.into_iter().chain(vectors).collect();
-        let slots = ordered.iter().map(|(name, t)| Slot { name: (*name).clone(), shape: t.size() }).collect();
-        let flat: Vec<Tensor> = ordered.iter().map(|(_, t)| t.detach().to_kind(Kind::Float).reshape([-1])).collect();
-        Self { master: Tensor::cat(&flat, 0), slots, decayed }
+        let slots: Vec<Slot> =
+            ordered.iter().map(|(name, t)| Slot { name: (*name).clone(), shape: t.size() }).collect();
+        let total = slots.iter().map(|slot| slot.shape.iter().product::<i64>()).sum::<i64>();
+        let device = ordered.first().map_or(Device::Cpu, |(_, t)| t.device());
+        let master = Tensor::empty([total], (Kind::Float, device));
+        let mut start = 0;
+        tch::no_grad(|| {
+            for (_, tensor) in ordered {
+                let length = tensor.numel() as i64;
+                master.narrow(0, start, length).copy_(&tensor.reshape([-1]));
+                start += length;
+            }
+        });
+        Self { master, slots, decayed }
     }
 
     /// Lets weight decay apply to every parameter, norm gains and embeddings included (OpenLM's recipe, reference section 7.2).
@@ -179,10 +196,10 @@ impl AdamW {
         };
         let _guard = tch::no_grad_guard();
         let grad = grad.to_kind(Kind::Float).contiguous();
-        if parameters.master.device() == Device::Cpu {
-            rule.on_cpu(self, parameters, &grad);
+        if route::gpu(parameters.master.device()) {
+            rule.on_gpu(self, parameters, &grad);
         } else {
-            rule.on_device(self, parameters, &grad);
+            rule.on_cpu(self, parameters, &grad);
         }
     }
 }
@@ -203,17 +220,21 @@ struct Rule {
 }
 
 impl Rule {
-    /// A handful of large operations.
-    fn on_device(self, adamw: &mut AdamW, parameters: &mut FlatParameters, grad: &Tensor) {
-        let scaled = grad * f64::from(self.grad_scale);
-        let _ = adamw.first.lerp_(&scaled, f64::from(self.first));
-        let _ = adamw.second.lerp_(&scaled.square(), f64::from(self.second));
-        if self.keep != 1.0 {
-            let _ = parameters.master.narrow(0, 0, parameters.decayed).g_mul_scalar_(f64::from(self.keep));
+    /// A handful of operations on each piece.
+    fn on_gpu(self, adamw: &mut AdamW, parameters: &mut FlatParameters, grad: &Tensor) {
+        for (start, length) in pieces(parameters.master.numel() as i64) {
+            let piece = |whole: &Tensor| whole.narrow(0, start, length);
+            let (mut p, mut m, mut v) = (piece(&parameters.master), piece(&adamw.first), piece(&adamw.second));
+            let scaled = piece(grad) * f64::from(self.grad_scale);
+            let _ = m.lerp_(&scaled, f64::from(self.first));
+            let _ = v.lerp_(&scaled.square(), f64::from(self.second));
+            let decayed = (parameters.decayed - start).clamp(0, length);
+            if self.keep != 1.0 && decayed > 0 {
+                let _ = p.narrow(0, 0, decayed).g_mul_scalar_(f64::from(self.keep));
+            }
+            let denominator = v.sqrt().g_add_scalar_(f64::from(self.eps));
+            let _ = p.addcdiv_(&(m * f64::from(-self.rate)), &denominator);
         }
-        let denominator = adamw.second.sqrt().g_add_scalar_(f64::from(self.eps));
-        let numerator = &adamw.first * f64::from(-self.rate);
-        let _ = parameters.master.addcdiv_(&numerator, &denominator);
     }
 
     /// One pass over memory, on all threads.
@@ -265,11 +286,25 @@ impl Rule {
     }
 }
 
-/// Euclidean norm of a gradient and the factor that clips it to `max` (1 where `max` is 0 or the norm is below it).
-pub fn clip_factor(grad: &Tensor, max: f64) -> (f64, f64) {
-    let norm = tch::no_grad(|| grad.norm().double_value(&[]));
-    let factor = if max > 0.0 && norm > max { max / (norm + 1e-6) } else { 1.0 };
-    (norm, factor)
+/// Start and length of each piece of a buffer.
+fn pieces(total: i64) -> impl Iterator<Item = (i64, i64)> {
+    (0..total).step_by(PIECE as usize).map(move |start| (start, PIECE.min(total - start)))
+}
+
+/// Euclidean norm of a gradient [N] f32, a scalar on its device.
+pub fn norm(grad: &Tensor) -> Tensor {
+    let _guard = tch::no_grad_guard();
+    let total = grad.numel() as i64;
+    if !route::gpu(grad.device()) || total <= PIECE {
+        return grad.norm();
+    }
+    let parts: Vec<Tensor> = pieces(total).map(|(start, length)| grad.narrow(0, start, length).norm()).collect();
+    Tensor::stack(&parts, 0).norm()
+}
+
+/// The factor that clips a gradient of that norm to `max`; 1 where `max` is 0 or the norm is below it.
+pub fn clip_factor(norm: f64, max: f64) -> f64 {
+    if max > 0.0 && norm > max { max / (norm + 1e-6) } else { 1.0 }
 }
 
 #[cfg(test)]
@@ -282,8 +317,25 @@ mod tests {
         Weights { tensors }
     }
 
-    /// Ten steps on gradients that depend on the parameters, against torch.optim.AdamW with clip_grad_norm_ (tests/golden/train.py).
     #[test]
+    fn as_pytorch_on_the_processor() {
+        as_pytorch();
+    }
+
+    #[test]
+    fn as_pytorch_the_way_of_a_gpu() {
+        let _gpu = route::AsOnGpu::begin();
+        as_pytorch();
+    }
+
+    /// Pieces cover a buffer, and only the decayed part of the buffer decays.
+    #[test]
+    fn pieces_cover_a_buffer() {
+        assert_eq!(pieces(0).count(), 0);
+        assert_eq!(pieces(2 * PIECE + 3).collect::<Vec<_>>(), [(0, PIECE), (PIECE, PIECE), (2 * PIECE, 3)]);
+    }
+
+    /// Ten steps on gradients that depend on the parameters, against torch.optim.AdamW with clip_grad_norm_ (tests/golden/train.py).
     fn as_pytorch() {
         let golden: serde_json::Value = serde_json::from_str(include_str!("../../tests/golden/train.json")).unwrap();
         let golden = &golden["adamw"];
@@ -308,7 +360,7 @@ mod tests {
             let loss = (m.matmul(v) - 1.0).square().sum(Kind::Float) + m.sin().sum(Kind::Float);
             loss.backward();
             let grad = views.leaf.grad();
-            let (_, factor) = clip_factor(&grad, golden["clip"].as_f64().unwrap());
+            let factor = clip_factor(norm(&grad).double_value(&[]), golden["clip"].as_f64().unwrap());
             adamw.step(&mut parameters, &grad, factor, rate);
         }
         let end = parameters.weights(Kind::Float);

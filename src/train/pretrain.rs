@@ -7,22 +7,15 @@
 //! Exact resume: data order and learning rate are functions of the step; with masters, moments and the [`State`] of a checkpoint
 //! a continued run in f32 makes the same weights as an undisturbed one on the same number of threads.
 
-use super::{
-    fused::Fused,
-    loss::{self, Terms},
-    metrics::Metrics,
-    optim::{AdamW, AdamWOptions, FlatParameters, clip_factor},
-    recompute,
-    schedule::WarmupCosine,
-};
-use crate::models::{
-    causal::{CausalConfig, CausalModel},
-    weights::Weights,
-};
-use anyhow::{bail, ensure};
+use super::{metrics::Metrics, schedule::WarmupCosine};
+use anyhow::ensure;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
-use tch::{Kind, Tensor};
+use tch::Kind;
+
+mod step;
+
+pub use step::{Pretrainer, StepReport, Sums};
 
 /// Contexts of one length.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,15 +35,6 @@ impl Contexts {
     /// Positions that predict a token.
     pub fn targets(&self) -> usize {
         self.ids.len() - self.rows
-    }
-
-    /// Inputs [rows, context - 1] and targets [rows · (context - 1)], i64.
-    fn tensors(&self, device: tch::Device) -> (Tensor, Tensor) {
-        let ids: Vec<i64> = self.ids.iter().map(|&id| i64::from(id)).collect();
-        let all = Tensor::from_slice(&ids).view([self.rows as i64, -1]);
-        let width = all.size()[1] - 1;
-        let part = |from| all.narrow(1, from, width).contiguous().to_device(device);
-        (part(0), part(1).view([-1]))
     }
 }
 
@@ -88,208 +72,6 @@ pub enum Backward {
     Autograd,
     /// Block by block, each computed a second time: the least memory.
     Recompute,
-}
-
-/// A model under training.
-#[derive(Debug)]
-pub struct Pretrainer {
-    model: CausalModel,
-    /// f32 masters.
-    pub parameters: FlatParameters,
-    /// Their moments.
-    pub adamw: AdamW,
-    options: Options,
-    fused: Option<Fused>,
-}
-
-/// What one optimiser step saw.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct StepReport {
-    /// Mean -log p, z-loss not included.
-    pub loss: f64,
-    /// Mean logsumexp².
-    pub z: f64,
-    /// Part of the tokens that had the highest logit.
-    pub accuracy: f64,
-    /// Euclidean norm of the gradient before clipping.
-    pub grad_norm: f64,
-    /// Learning rate of the step.
-    pub rate: f64,
-    /// Tokens that were predicted.
-    pub tokens: u64,
-    /// Wall time of the step.
-    pub seconds: f64,
-    /// Wall time that the step waited for its data.
-    pub waited: f64,
-}
-
-/// Sums over some positions.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Sums {
-    /// Of -log p.
-    pub loss: f64,
-    /// Of logsumexp².
-    pub z: f64,
-    /// Targets that had the highest logit.
-    pub correct: i64,
-}
-
-impl std::ops::AddAssign for Sums {
-    fn add_assign(&mut self, other: Self) {
-        self.loss += other.loss;
-        self.z += other.z;
-        self.correct += other.correct;
-    }
-}
-
-impl Pretrainer {
-    /// Takes over a model's parameters.
-    pub fn new(mut model: CausalModel, adamw: AdamWOptions, options: Options) -> Self {
-        let parameters = FlatParameters::new(model.weights()).decay_all();
-        *model.weights_mut() = Weights { tensors: Default::default() };
-        let adamw = AdamW::new(&parameters, adamw);
-        let fused = match options.backward {
-            Backward::ByHand => Fused::new(&model.config(), &parameters, options.kind),
-            Backward::Auto | Backward::Autograd | Backward::Recompute => None,
-        };
-        Self { model, parameters, adamw, options, fused }
-    }
-
-    /// The model's description.
-    pub fn config(&self) -> CausalConfig {
-        self.model.config()
-    }
-
-    /// How the backward pass is really made, for people.
-    pub fn method(&self) -> &'static str {
-        match (self.options.backward, &self.fused) {
-            (_, Some(_)) => "by hand",
-            (Backward::Recompute, None) => "libtorch, block by block",
-            _ => "libtorch",
-        }
-    }
-
-    /// One optimiser step over the micro-batches together: every token weighs the same.
-    ///
-    /// # Errors
-    /// A token id that the model does not have; the loss or the gradient is not a number. The weights are then those before
-    /// the step.
-    pub fn step(&mut self, batches: &[Contexts], rate: f64) -> anyhow::Result<StepReport> {
-        let begin = Instant::now();
-        let targets: usize = batches.iter().map(Contexts::targets).sum();
-        ensure!(targets > 0, "the batch holds no tokens");
-        batches.iter().try_for_each(|b| self.check_ids(b))?;
-        let terms = Terms { scale: 1.0 / targets as f64, z_loss: self.options.z_loss };
-        let (sums, grad) = self.gradient(batches, terms);
-        let (grad_norm, factor) = clip_factor(&grad, self.options.clip);
-        let loss = sums.loss / targets as f64;
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            bail!(
-                "training diverged at learning rate {rate:.2e}: loss {loss}, gradient norm {grad_norm}; \
-                 lower learning_rate or gradient_clip, or lengthen warmup_steps"
-            );
-        }
-        self.adamw.step(&mut self.parameters, &grad, factor, rate);
-        Ok(StepReport {
-            loss,
-            z: sums.z / targets as f64,
-            accuracy: sums.correct as f64 / targets as f64,
-            grad_norm,
-            rate,
-            tokens: targets as u64,
-            seconds: begin.elapsed().as_secs_f64(),
-            waited: 0.0,
-        })
-    }
-
-    /// Sums of the loss and its gradient [N] f32, over the micro-batches, at the present weights.
-    pub fn gradient(&mut self, batches: &[Contexts], terms: Terms) -> (Sums, Tensor) {
-        if let Some(fused) = &mut self.fused {
-            return fused.gradient(&self.parameters, batches, terms);
-        }
-        let compute = self.parameters.compute(self.options.kind);
-        let mut total = Sums::default();
-        let mut grad: Option<Tensor> = None;
-        for batch in batches {
-            let (sums, part) = match self.options.backward {
-                Backward::Recompute => self.recomputed(&compute, batch, terms),
-                Backward::Auto | Backward::ByHand | Backward::Autograd => self.autograd(&compute, batch, terms),
-            };
-            total += sums;
-            match &mut grad {
-                Some(grad) => *grad += part,
-                None => grad = Some(part.to_kind(Kind::Float)),
-            }
-        }
-        *self.model.weights_mut() = Weights { tensors: Default::default() };
-        (total, grad.expect("there is at least one micro-batch"))
-    }
-
-    fn autograd(&mut self, compute: &Tensor, batch: &Contexts, terms: Terms) -> (Sums, Tensor) {
-        let views = self.parameters.views(compute);
-        *self.model.weights_mut() = views.weights;
-        let (tokens, targets) = batch.tensors(compute.device());
-        let hidden = self.model.hidden(&tokens, self.options.kind);
-        let flat = hidden.reshape([-1, hidden.size()[2]]);
-        let loss = loss::answer_loss_z(&flat, self.model.output_weight(), &targets, terms, loss::CHUNK_ROWS);
-        loss.surrogate.backward();
-        (sums_of(&loss), views.leaf.grad())
-    }
-
-    fn recomputed(&mut self, compute: &Tensor, batch: &Contexts, terms: Terms) -> (Sums, Tensor) {
-        *self.model.weights_mut() = recompute::leaves(&self.parameters.split(compute));
-        let (tokens, targets) = batch.tensors(compute.device());
-        let mut sums = Sums::default();
-        recompute::backward(&self.model, &tokens, self.options.kind, |hidden| {
-            let flat = hidden.reshape([-1, hidden.size()[2]]);
-            let loss = loss::answer_loss_z(&flat, self.model.output_weight(), &targets, terms, loss::CHUNK_ROWS);
-            sums = sums_of(&loss);
-            loss.surrogate
-        });
-        let tensors = &self.model.weights().tensors;
-        let parts = self.parameters.slots().iter().map(|slot| tensors[&slot.name].grad().reshape([-1]));
-        (sums, tch::no_grad(|| Tensor::cat(&parts.collect::<Vec<_>>(), 0)))
-    }
-
-    /// Mean -log p over all contexts of `source` (`rows` of them, `at_once` at a time), without training.
-    ///
-    /// # Errors
-    /// The contexts cannot be read, or hold ids that the model does not have.
-    pub fn evaluate(&mut self, source: &mut dyn Source, rows: usize, at_once: usize) -> anyhow::Result<f64> {
-        let _guard = tch::no_grad_guard();
-        let device = self.parameters.master.device();
-        *self.model.weights_mut() = self.parameters.weights(self.options.kind);
-        let (mut sum, mut count, mut left) = (0.0, 0, rows);
-        while left > 0 {
-            let batch = source.take(left.min(at_once.max(1)))?;
-            self.check_ids(&batch)?;
-            left -= batch.rows;
-            let (tokens, targets) = batch.tensors(device);
-            let hidden = self.model.hidden(&tokens, self.options.kind);
-            let flat = hidden.reshape([-1, hidden.size()[2]]);
-            let (loss, _) = loss::answer_loss_value(&flat, self.model.output_weight(), &targets, loss::CHUNK_ROWS);
-            sum += loss.double_value(&[]);
-            count += batch.targets();
-        }
-        *self.model.weights_mut() = Weights { tensors: Default::default() };
-        Ok(sum / count.max(1) as f64)
-    }
-
-    fn check_ids(&self, batch: &Contexts) -> anyhow::Result<()> {
-        let vocab = self.model.config().vocab_size();
-        if let Some(id) = batch.ids.iter().find(|&&id| id as usize >= vocab) {
-            bail!(
-                "the pack holds the token id {id}, the model's vocabulary ends at {}; \
-                   the pack was made with another tokenizer, or `vocabulary` is too small",
-                vocab - 1
-            );
-        }
-        Ok(())
-    }
-}
-
-fn sums_of(loss: &loss::AnswerLoss) -> Sums {
-    Sums { loss: loss.sum.double_value(&[]), z: loss.z_sum.double_value(&[]), correct: loss.correct.int64_value(&[]) }
 }
 
 /// A run with nothing left open.

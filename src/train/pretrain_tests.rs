@@ -2,13 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot unwrap should fail")]
 
-use super::*;
-use crate::models::{
-    config::{Arch, DecoderConfig, RopeScaling},
-    decoder::Decoder,
+use super::{step::tensors, *};
+use crate::{
+    models::{
+        causal::CausalModel,
+        config::{Arch, DecoderConfig, RopeScaling},
+        decoder::Decoder,
+        route::AsOnGpu,
+    },
+    train::{loss::Terms, optim::AdamWOptions, test_device},
 };
 use std::path::{Path, PathBuf};
-use tch::Device;
+use tch::{Device, Tensor};
 
 pub(crate) fn golden_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/openlm")
@@ -36,14 +41,15 @@ impl Golden {
 }
 
 fn trainer(backward: Backward, kind: Kind) -> Pretrainer {
-    let model = CausalModel::from_dir(&golden_dir(), Device::Cpu, Kind::Float).unwrap();
+    let model = CausalModel::from_dir(&golden_dir(), test_device(), Kind::Float).unwrap();
     let adamw = AdamWOptions { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.033 };
     Pretrainer::new(model, adamw, Options { kind, clip: 1.0, z_loss: 1e-4, backward })
 }
 
 /// Largest difference, as a part of the largest expected value.
 fn off(found: &Tensor, expected: &Tensor) -> f64 {
-    let (found, expected) = (found.to_kind(Kind::Double), expected.to_kind(Kind::Double));
+    let wide = |t: &Tensor| t.to_device(Device::Cpu).to_kind(Kind::Double);
+    let (found, expected) = (wide(found), wide(expected));
     (found.view([-1]) - expected.view([-1])).abs().max().double_value(&[]) / expected.abs().max().double_value(&[])
 }
 
@@ -51,7 +57,7 @@ fn off(found: &Tensor, expected: &Tensor) -> f64 {
 fn logits_as_pytorch() {
     let golden = Golden::load();
     let model = CausalModel::from_dir(&golden_dir(), Device::Cpu, Kind::Float).unwrap();
-    let (tokens, _) = golden.batches(0, 4)[0].tensors(Device::Cpu);
+    let (tokens, _) = tensors(&golden.batches(0, 4), Device::Cpu).remove(0);
     let logits = tch::no_grad(|| model.logits(&model.hidden(&tokens, Kind::Float)));
     let far = (logits - &golden.values["logits"]).abs().max().double_value(&[]);
     assert!(far < 1e-4, "off by {far}");
@@ -59,6 +65,16 @@ fn logits_as_pytorch() {
 
 #[test]
 fn loss_and_every_gradient_as_pytorch() {
+    every_gradient();
+}
+
+#[test]
+fn every_gradient_the_way_of_a_gpu() {
+    let _gpu = AsOnGpu::begin();
+    every_gradient();
+}
+
+fn every_gradient() {
     let golden = Golden::load();
     for backward in [Backward::Autograd, Backward::Recompute, Backward::Auto] {
         for rows in [4, 1, 3] {
@@ -78,6 +94,16 @@ fn loss_and_every_gradient_as_pytorch() {
 
 #[test]
 fn twenty_steps_as_pytorch() {
+    twenty_steps();
+}
+
+#[test]
+fn twenty_steps_the_way_of_a_gpu() {
+    let _gpu = AsOnGpu::begin();
+    twenty_steps();
+}
+
+fn twenty_steps() {
     let golden = Golden::load();
     let schedule = WarmupCosine { peak: 1e-2, floor: 1e-4, warmup_steps: 5, steps: 20 };
     for backward in [Backward::Autograd, Backward::Recompute, Backward::Auto] {
@@ -96,6 +122,7 @@ fn twenty_steps_as_pytorch() {
             );
         }
         for (name, part) in &trainer.parameters.weights(Kind::Float).tensors {
+            let part = part.to_device(Device::Cpu);
             let far = (part - &golden.values[&format!("after.{name}")]).abs().max().double_value(&[]);
             assert!(far < 1e-4, "{backward:?}: {name} is off by {far}");
         }
@@ -108,7 +135,14 @@ fn bf16_is_near() {
     let golden = Golden::load();
     let terms = Terms { scale: 1.0 / 52.0, z_loss: 1e-4 };
     let (_, exact) = trainer(Backward::Autograd, Kind::Float).gradient(&golden.batches(0, 4), terms);
-    for backward in [Backward::Autograd, Backward::Recompute, Backward::Auto] {
+    for (backward, gpu) in [
+        (Backward::Autograd, false),
+        (Backward::Recompute, false),
+        (Backward::ByHand, false),
+        (Backward::Autograd, true),
+        (Backward::Recompute, true),
+    ] {
+        let _gpu = gpu.then(AsOnGpu::begin);
         let (sums, grad) = trainer(backward, Kind::BFloat16).gradient(&golden.batches(0, 2), terms);
         assert!((sums.loss / 52.0 - golden.values["loss"].double_value(&[0])).abs() < 0.05);
         let cosine =
@@ -138,7 +172,7 @@ fn decoders_recompute_to_the_same_gradient() {
             eos: vec![0],
         };
         let gradient = |backward| {
-            let model = Decoder::random(config.clone(), 0.2, 3, Device::Cpu, Kind::Float).unwrap();
+            let model = Decoder::random(config.clone(), 0.2, 3, test_device(), Kind::Float).unwrap();
             let adamw = AdamWOptions { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0 };
             let options = Options { kind: Kind::Float, clip: 1.0, z_loss: 1e-4, backward };
             let terms = Terms { scale: 1.0 / 52.0, z_loss: 1e-4 };
@@ -171,6 +205,8 @@ fn what_cannot_be_trained_on_is_refused_and_changes_nothing() {
 fn by_hand_as_good_as_autograd() {
     use crate::models::openlm::{OpenLm, OpenLmConfig};
     use rand::{Rng, SeedableRng};
+    // A GPU that other tests want must be known before the first backward pass of the process.
+    test_device();
     for (length, vocab_size, heads) in [(75, 101, 2), (16, 64, 1), (130, 96, 2), (1, 64, 2)] {
         let config =
             OpenLmConfig { vocab_size, hidden: 64, layers: 2, heads, ffn: 96, max_positions: 256, eos: vec![0] };

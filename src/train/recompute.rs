@@ -2,18 +2,11 @@
 //! again when its turn comes. Memory for activations falls from all blocks to one, at the price of a second forward pass.
 //! Works on any [`CausalModel`]; knows nothing of losses or optimisers.
 
-use crate::models::{causal::CausalModel, weights::Weights};
+use crate::models::causal::CausalModel;
 use tch::{Kind, Tensor};
 
-/// Parameters as leaves of their own, each with its gradient; parts of one flat buffer without copying.
-///
-/// (A single leaf that is split, as in [`super::optim::Views`], would make a gradient of the whole buffer in each block.)
-pub fn leaves(weights: &Weights) -> Weights {
-    let leaf = |t: &Tensor| t.detach().set_requires_grad(true);
-    Weights { tensors: weights.tensors.iter().map(|(name, t)| (name.clone(), leaf(t))).collect() }
-}
-
-/// Forward and backward over `tokens` [B, T]. The model's parameters must be [`leaves`]; their gradients are added up.
+/// Forward and backward over `tokens` [B, T]. The model's parameters must be leaves
+/// ([`super::optim::FlatParameters::leaves`]); their gradients are added up.
 /// `surrogate` takes the hidden states [B, T, H] after the final norm and returns the scalar to differentiate.
 pub fn backward(model: &CausalModel, tokens: &Tensor, kind: Kind, surrogate: impl FnOnce(&Tensor) -> Tensor) {
     let table = model.rope(tokens.size()[1], tokens.device(), kind);

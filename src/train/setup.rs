@@ -2,6 +2,7 @@
 //! the stages do not.
 
 use super::{
+    adapters::Lora,
     grpo::policy::Policy,
     optim::AdamWOptions,
     pretrain::{Backward, Options, Pretrainer},
@@ -74,7 +75,12 @@ impl Compute {
     /// # Errors
     /// The device is misspelled or not there.
     pub fn resolve(device: &str, precision: Precision) -> anyhow::Result<Self> {
-        let device = device.parse::<DeviceSpec>()?.resolve()?;
+        let spec = device.parse::<DeviceSpec>()?;
+        if spec == DeviceSpec::Cpu {
+            // libtorch counts devices at its first backward pass and never again: where there is a GPU, a later stage may train on it.
+            DeviceSpec::Auto.resolve()?;
+        }
+        let device = spec.resolve()?;
         let kind = match precision {
             Precision::F32 => Kind::Float,
             Precision::Bf16 => Kind::BFloat16,
@@ -84,17 +90,25 @@ impl Compute {
         Ok(Self { device, kind })
     }
 
-    /// Whether the device is the processor.
-    pub fn is_cpu(self) -> bool {
-        self.device == Device::Cpu
-    }
-
-    /// Loads a model directory for training by reinforcement, with a copy as reference if that is asked for.
+    /// Loads a model directory for training by reinforcement, with a copy as reference if that is asked for; with adapters and the seed
+    /// that they start from, only these are trained.
     ///
     /// # Errors
     /// The directory does not hold a model that can be loaded.
-    pub fn policy(self, dir: &Path, adamw: AdamWOptions, with_reference: bool) -> anyhow::Result<Policy> {
-        Ok(Policy::new(Decoder::from_dir(dir, self.device, Kind::Float)?, adamw, self.kind, with_reference))
+    pub fn policy(
+        self,
+        dir: &Path,
+        adamw: AdamWOptions,
+        with_reference: bool,
+        lora: Option<(Lora, u64)>,
+    ) -> anyhow::Result<Policy> {
+        Ok(match lora {
+            Some(lora) => {
+                let decoder = Decoder::from_dir(dir, self.device, self.kind)?;
+                Policy::with_adapters(decoder, adamw, self.kind, with_reference, lora)
+            }
+            None => Policy::new(Decoder::from_dir(dir, self.device, Kind::Float)?, adamw, self.kind, with_reference),
+        })
     }
 
     /// Loads or makes the model, ready to train.

@@ -1,5 +1,4 @@
-//! The training loop of supervised fine-tuning: one optimiser step over micro-batches, and the two phases (copy curriculum,
-//! text pairs) that use it. Works on token ids; knows nothing of text, tables or where checkpoints go ([`Hooks`]).
+//! The training loop of supervised fine-tuning: the two phases (copy curriculum, text pairs) that make steps ([`step`]). Works on token ids; knows nothing of text, tables or where checkpoints go ([`Hooks`]).
 //!
 //! Exact resume: order of the data, copy tasks and learning rate are functions of the [`State`]; with the masters, the moments and
 //! the state of a checkpoint, a continued run in f32 makes the same weights as an undisturbed one on the same number of
@@ -8,132 +7,15 @@
 use super::{
     batch::{Cursor, Grouping, MicroBatch, Pair, Stream},
     copy_task::{self, Curriculum, Frame},
-    loss,
     metrics::Metrics,
-    optim::{AdamW, AdamWOptions, FlatParameters, clip_factor},
     schedule::Schedule,
 };
-use crate::models::{decoder::Decoder, weights::Weights};
 use anyhow::{bail, ensure};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, time::Instant};
-use tch::{Kind, Tensor};
 
-/// A model under training.
-#[derive(Debug)]
-pub struct Trainer {
-    decoder: Decoder,
-    /// f32 masters.
-    pub parameters: FlatParameters,
-    /// Their moments.
-    pub adamw: AdamW,
-    kind: Kind,
-    clip: f64,
-}
+mod step;
 
-/// What one optimiser step saw.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct StepReport {
-    /// Mean -log p of the answer tokens.
-    pub loss: f64,
-    /// Part of the answer tokens whose logit was the highest.
-    pub accuracy: f64,
-    /// Euclidean norm of the gradient before clipping.
-    pub grad_norm: f64,
-    /// Learning rate of the step.
-    pub rate: f64,
-    /// Input tokens, padding not counted.
-    pub tokens: u64,
-    /// Wall time of the step.
-    pub seconds: f64,
-}
-
-impl Trainer {
-    /// Takes over a model's parameters. `kind` is the compute type; `clip` bounds the gradient's norm (0: not).
-    pub fn new(mut decoder: Decoder, adamw: AdamWOptions, kind: Kind, clip: f64) -> Self {
-        let parameters = FlatParameters::new(&decoder.weights);
-        decoder.weights = Weights { tensors: BTreeMap::new() };
-        let adamw = AdamW::new(&parameters, adamw);
-        Self { decoder, parameters, adamw, kind, clip }
-    }
-
-    /// The model's description.
-    pub fn config(&self) -> &crate::models::config::DecoderConfig {
-        &self.decoder.config
-    }
-
-    /// One optimiser step over the micro-batches together: every answer token weighs the same.
-    ///
-    /// # Errors
-    /// The loss or the gradient is not a number; the weights are then those before the step.
-    pub fn step(&mut self, batches: &[MicroBatch], rate: f64) -> anyhow::Result<StepReport> {
-        let begin = Instant::now();
-        let answers: usize = batches.iter().map(|b| b.targets.len()).sum();
-        ensure!(answers > 0, "the batch holds no answer tokens");
-        let compute = self.parameters.compute(self.kind);
-        let mut grad: Option<Tensor> = None;
-        let (mut sum, mut correct) = (0.0, 0);
-        for batch in batches {
-            let views = self.parameters.views(&compute);
-            self.decoder.weights = views.weights;
-            let (hidden, targets) = self.answer_states(batch);
-            let loss =
-                loss::answer_loss(&hidden, self.output_weight(), &targets, 1.0 / answers as f64, loss::CHUNK_ROWS);
-            loss.surrogate.backward();
-            sum += loss.sum.double_value(&[]);
-            correct += loss.correct.int64_value(&[]);
-            let part = views.leaf.grad();
-            match &mut grad {
-                Some(grad) => *grad += part,
-                None => grad = Some(part.to_kind(Kind::Float)),
-            }
-        }
-        self.decoder.weights = Weights { tensors: BTreeMap::new() };
-        let grad = grad.expect("answer tokens come from at least one micro-batch");
-        let (grad_norm, factor) = clip_factor(&grad, self.clip);
-        let loss = sum / answers as f64;
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            bail!(
-                "training diverged: loss {loss}, gradient norm {grad_norm}, learning rate {rate:.2e}; \
-                 lower learning_rate or gradient_clip, or lengthen warmup_steps"
-            );
-        }
-        self.adamw.step(&mut self.parameters, &grad, factor, rate);
-        let tokens = batches.iter().map(|b| b.real as u64).sum();
-        let accuracy = correct as f64 / answers as f64;
-        Ok(StepReport { loss, accuracy, grad_norm, rate, tokens, seconds: begin.elapsed().as_secs_f64() })
-    }
-
-    /// Mean loss and accuracy on the answers of `batches`, without training.
-    pub fn evaluate(&mut self, batches: &[MicroBatch]) -> (f64, f64) {
-        let _guard = tch::no_grad_guard();
-        self.decoder.weights = self.parameters.weights(self.kind);
-        let (mut sum, mut correct, mut answers) = (0.0, 0, 0);
-        for batch in batches {
-            let (hidden, targets) = self.answer_states(batch);
-            let (loss, right) = loss::answer_loss_value(&hidden, self.output_weight(), &targets, loss::CHUNK_ROWS);
-            sum += loss.double_value(&[]);
-            correct += right.int64_value(&[]);
-            answers += batch.targets.len();
-        }
-        self.decoder.weights = Weights { tensors: BTreeMap::new() };
-        (sum / answers.max(1) as f64, correct as f64 / answers.max(1) as f64)
-    }
-
-    /// Hidden states [N, H] that predict the answer tokens, and those tokens [N].
-    fn answer_states(&self, batch: &MicroBatch) -> (Tensor, Tensor) {
-        let device = self.parameters.master.device();
-        let on_device = |ids: &[i64]| Tensor::from_slice(ids).to_device(device);
-        let tokens = on_device(&batch.tokens).view([batch.rows as i64, batch.width as i64]);
-        let hidden = self.decoder.hidden(&tokens, self.kind);
-        let flat = hidden.reshape([-1, self.decoder.config.hidden as i64]);
-        (flat.index_select(0, &on_device(&batch.positions)), on_device(&batch.targets))
-    }
-
-    fn output_weight(&self) -> &Tensor {
-        self.decoder.weights.tensors.get(self.decoder.output_name()).expect("a decoder has its output weight")
-    }
-}
+pub use step::{StepReport, Trainer};
 
 /// How much to train: whichever is reached first.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

@@ -3,10 +3,13 @@
 
 use super::*;
 use crate::{
-    models::config::{Arch, DecoderConfig, RopeScaling},
-    train::checkpoint,
+    models::{
+        config::{Arch, DecoderConfig, RopeScaling},
+        decoder::Decoder,
+    },
+    train::{checkpoint, optim::AdamWOptions},
 };
-use tch::Device;
+use tch::{Device, Kind};
 
 fn tiny(hidden: usize) -> Decoder {
     let config = DecoderConfig {

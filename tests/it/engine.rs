@@ -2,10 +2,15 @@
 //! happen: neighbours that change a result, one bad row that fails others, a bad directory that is accepted.
 #![expect(clippy::unwrap_used, reason = "a test that cannot unwrap should fail")]
 
+use crate::device;
 use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
 use repro::{
     engine::{DeviceSpec, Engine, EngineOptions, FinishReason, FormatStep, Precision, Request, RequestError, Sampling},
-    models::{decoder::Decoder, weights::Weights},
+    models::{
+        config::{Arch, DecoderConfig, RopeScaling},
+        decoder::Decoder,
+        weights::Weights,
+    },
 };
 use std::{
     path::{Path, PathBuf},
@@ -35,7 +40,7 @@ fn ids(tensor: &Tensor) -> Vec<u32> {
 }
 
 fn options(slots: usize, precision: Precision) -> EngineOptions {
-    EngineOptions { device: DeviceSpec::Cpu, precision, slots, threads: 2 }
+    EngineOptions { device: device::spec(), precision, slots, threads: 2 }
 }
 
 fn start(model: &str, slots: usize) -> Engine {
@@ -511,4 +516,107 @@ async fn a_form_without_a_choice_is_refused() {
     assert!(matches!(outside, Err(RequestError::TokenOutOfRange { id: 96, .. })));
     let long = engine.generate(with(&[one_of(&[1]), forced(&[1; 300])])).await;
     assert!(matches!(long, Err(RequestError::TooLong { .. })));
+}
+
+/// A random Qwen3 with head widths that GPUs have tensor-core kernels for.
+fn wide_heads(head_dim: usize, heads: usize, kv_heads: usize) -> Decoder {
+    let config = DecoderConfig {
+        arch: Arch::Qwen3,
+        vocab_size: 320,
+        hidden: 64,
+        layers: 2,
+        heads,
+        kv_heads,
+        head_dim,
+        ffn: 96,
+        rms_eps: 1e-6,
+        rope_theta: 10_000.0,
+        rope_scaling: RopeScaling::None,
+        max_positions: 512,
+        tied_embeddings: true,
+        eos: Vec::new(),
+    };
+    Decoder::random(config, 0.2, 4, Device::Cpu, Kind::Float).unwrap()
+}
+
+/// Long prompts, a shared prefix and single tokens in bf16 against the same in f32 on the CPU, by the probabilities of eight
+/// tokens at six places. Also a prompt that is longer than a step of the CPU's holds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_precision_probabilities_are_near_those_of_f32() {
+    for (head_dim, heads, kv_heads) in [(64, 4, 2), (128, 4, 1), (128, 3, 3), (64, 14, 2), (32, 4, 2)] {
+        let on_cpu = EngineOptions { device: DeviceSpec::Cpu, ..options(4, Precision::F32) };
+        let exact = Engine::from_decoder(wide_heads(head_dim, heads, kv_heads), on_cpu).unwrap();
+        let half = Engine::from_decoder(wide_heads(head_dim, heads, kv_heads), options(4, Precision::Bf16)).unwrap();
+        let weighed: Arc<[u32]> = (0..8).map(|i| i * 37).collect();
+        let step = [FormatStep::Weighed(weighed), FormatStep::Forced(Arc::from([11, 250]))];
+        let format: Arc<[FormatStep]> = step.iter().cycle().take(12).cloned().collect();
+        let requests: Vec<Request> = [1usize, 17, 63, 64, 65, 130, 200, 400]
+            .into_iter()
+            .map(|length| {
+                let prompt = (0..length as u32).map(|t| (t * 7919 + length as u32) % 320).collect();
+                let prefix: Arc<[u32]> = if length % 2 == 0 { (0..70).collect() } else { Arc::from([]) };
+                Request { prefix, format: Some(format.clone()), ..request(prompt, 0) }
+            })
+            .collect();
+        let ask = async |engine: &Engine| join_all(requests.iter().map(|r| engine.generate(r.clone()))).await;
+        let (exact, half) = (ask(&exact).await, ask(&half).await);
+        for ((request, exact), half) in requests.iter().zip(exact).zip(half) {
+            let (exact, half) = (exact.unwrap().chances, half.unwrap().chances);
+            assert_eq!(exact.len(), 6);
+            // The choices before may differ by a near tie; the first is of the prompt alone.
+            let off = exact[0].iter().zip(&half[0]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let of = format!("{head_dim} x {heads}/{kv_heads}, prompt of {}", request.prompt.len());
+            assert!(off < 0.06, "{of}: a probability is off by {off}: {:?} and {:?}", exact[0], half[0]);
+        }
+    }
+}
+
+/// What the device draws, against the probabilities that f32 on the CPU gives: temperature, top-k and nucleus.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_are_drawn_as_often_as_their_probabilities_say() {
+    let (draws, prompt) = (4000u64, vec![5u32, 9, 2, 77]);
+    let on_cpu = EngineOptions { device: DeviceSpec::Cpu, ..options(64, Precision::F32) };
+    let reference = Engine::start(&golden("qwen3"), on_cpu).unwrap();
+    let tested = Engine::start(&golden("qwen3"), options(64, Precision::F32)).unwrap();
+    let vocab = reference.config().vocab_size as u32;
+    let all: Arc<[u32]> = (0..vocab).collect();
+    let format: Arc<[FormatStep]> = Arc::from([FormatStep::Weighed(all)]);
+    let asked = Request { format: Some(format), ..request(prompt.clone(), 0) };
+    let chances = reference.generate(asked).await.unwrap().chances[0].to_vec();
+    let cases = [(1.0f32, 1.0f32, 0usize), (1.0, 0.6, 0), (0.7, 0.9, 0), (1.0, 1.0, 5), (1.5, 0.8, 20)];
+    for (case, (temperature, top_p, top_k)) in cases.into_iter().enumerate() {
+        let mut order: Vec<usize> = (0..vocab as usize).collect();
+        order.sort_by(|&a, &b| chances[b].total_cmp(&chances[a]));
+        let mut weights: Vec<f64> = chances.iter().map(|p| f64::from(p.powf(1.0 / temperature))).collect();
+        if top_k > 0 {
+            order[top_k..].iter().for_each(|&token| weights[token] = 0.0);
+        }
+        let (total, mut mass): (f64, f64) = (weights.iter().sum(), 0.0);
+        for &token in &order {
+            let before = mass;
+            mass += weights[token];
+            if before >= total * f64::from(top_p) {
+                weights[token] = 0.0;
+            }
+        }
+        let total: f64 = weights.iter().sum();
+        let sampling = Sampling { temperature, top_p, top_k };
+        let requests: Vec<Request> = (0..draws)
+            .map(|i| Request { sampling, seed: i + draws * case as u64, ..request(prompt.clone(), 1) })
+            .collect();
+        let mut counts = vec![0u32; vocab as usize];
+        for tokens in draw_all(&tested, &requests).await {
+            counts[tokens[0] as usize] += 1;
+        }
+        for (token, count) in counts.into_iter().enumerate() {
+            let p = weights[token] / total;
+            let expected = p * draws as f64;
+            // Five standard deviations, and room for a token at the cut whose mass rounds the other way.
+            let room = 5.0 * (expected * (1.0 - p)).sqrt() + 1.0;
+            assert!(
+                (f64::from(count) - expected).abs() <= room,
+                "{sampling:?}, token {token}: {count}, not {expected:.1}"
+            );
+        }
+    }
 }

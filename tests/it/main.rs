@@ -24,4 +24,5 @@ mod scorers;
 mod session;
 mod storage;
 mod train;
+mod train_device;
 mod yaml;

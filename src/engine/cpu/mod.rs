@@ -21,7 +21,7 @@ pub mod rows;
 pub mod simd;
 
 use super::{
-    backend::{Backend, Batch, Limits, Logits, Segment},
+    backend::{Backend, Batch, Limits, Logits, Output, Segment},
     pages::PAGE,
 };
 use crate::models::{config::DecoderConfig, weights::Weights};
@@ -103,10 +103,11 @@ struct Task {
 const SPLIT: usize = 64;
 
 impl<E: Elem> Backend for CpuModel<E> {
-    fn step(&mut self, batch: &Batch) -> anyhow::Result<Logits<'_>> {
+    fn step(&mut self, batch: &Batch) -> anyhow::Result<Output<'_>> {
         let pool = self.pool.clone();
         pool.install(|| self.forward(batch));
-        Ok(Logits { data: &self.work.logits, stride: self.head.columns() })
+        let logits = Logits { data: &self.work.logits, stride: self.head.columns() };
+        Ok(Output { logits, drawn: Vec::new() })
     }
 
     fn copy_page(&mut self, from: u32, to: u32) -> anyhow::Result<()> {

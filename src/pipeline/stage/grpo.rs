@@ -7,14 +7,17 @@
 //! is continued writes the steps after its checkpoint again, under the same names.
 //!
 //! Memory: 16 bytes a parameter (f32 masters, two moments, gradient), 2 more for the bf16 copy that computes, 2 for the engine's
-//! packed copy (4 and 4 in f32), and as many again as the computing copy for the reference where beta is not 0. A 4B model so
-//! takes 88 GB without activations; with `gradient_checkpointing` a pass of 4,096 rows adds about 2 GB.
+//! copy (4 and 4 in f32), and as many again as the computing copy for the reference where beta is not 0. A 4B model so
+//! takes 88 GB without activations; with `gradient_checkpointing` a pass of 4,096 rows adds about 2 GB, one of 16,384 about 10 GB on a
+//! GPU (benches/parts/gpu_grpo.rs has the table). `device: cuda:N` puts the model, its engine and its reference on that GPU.
+//! There, sums are made in any order: a continued run goes on from the same weights, but its next bits are its own.
 
 use super::{StageContext, artifact};
 use crate::{
     rewards::repro_reward::RewardConfig,
     storage::manifest::{Cost, ModelManifest, Rows},
     train::{
+        adapters::Lora,
         checkpoint::{self, Store},
         export,
         grpo::{
@@ -107,12 +110,16 @@ pub struct Config {
     /// `prompts_per_step`, so 8 completions each with the paper's numbers. Memory is bounded by `micro_batch_tokens`, not by this.
     #[serde(default)]
     pub gradient_accumulation_steps: Option<usize>,
-    /// Tokens of one forward and backward pass, about.
+    /// Tokens of one forward and backward pass, about; 16,384 keep a large GPU busy.
     #[serde(default = "micro_batch_tokens")]
     pub micro_batch_tokens: usize,
     /// Keep each block's input only and compute the rest again: less memory, a third more work.
     #[serde(default)]
     pub gradient_checkpointing: bool,
+    /// `{ rank: 32, alpha: 64 }`: the model's matrices stay as they are and small adapters of them are trained (LoRA), merged into the
+    /// exported model. A twentieth of the memory for masters, moments and gradient; wants a learning rate about 10 to 50 times as high.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<Lora>,
     /// Highest learning rate.
     #[serde(default = "learning_rate")]
     pub learning_rate: f64,
@@ -150,7 +157,7 @@ pub struct Config {
     /// group had any spread of rewards; 0: never.
     #[serde(default = "patience")]
     pub patience: u64,
-    /// Completions drawn at the same time.
+    /// Completions drawn at the same time; on a GPU best all of a step (prompts_per_step x num_generations).
     #[serde(default = "slots")]
     pub slots: usize,
     /// What matmuls run in, of training and of the engine; masters and moments are always f32. In f32 a continued run makes the
@@ -160,7 +167,7 @@ pub struct Config {
     /// What the exported weights are stored in.
     #[serde(default)]
     pub export: Stored,
-    /// `auto` or `cpu`: the engine of this version generates on the CPU.
+    /// `auto`, `cpu` or `cuda:N`; training and the engine that draws completions are on the same device.
     #[serde(default = "cpu")]
     pub device: String,
     /// CPU threads; 0 for all cores. Another number changes the last bits of the result.
@@ -299,7 +306,8 @@ impl Job {
         let begin = Instant::now();
         let Prepared { compute, model_dir, plan, tokenizer, reward, .. } = &self.prepared;
         let adamw = prepare::adamw(&self.config);
-        let mut policy = compute.policy(model_dir, adamw, self.config.beta != 0.0)?;
+        let lora = self.config.lora.map(|lora| (lora, plan.seed));
+        let mut policy = compute.policy(model_dir, adamw, self.config.beta != 0.0, lora)?;
         let parameters = policy.config().parameters();
         let mut state = State::default();
         if let Some((name, bytes)) = latest {
@@ -307,14 +315,15 @@ impl Job {
             tracing::info!("{}: continuing after step {} from {name}", self.cx.output, state.step);
         }
         let positions = self.config.max_prompt_length + self.config.max_completion_length;
-        let engine = policy.engine(self.config.slots, self.config.threads, positions)?;
+        let engine = policy.engine(self.config.slots, self.config.threads, positions, &plan.update)?;
         tracing::debug!("{}: ready after {:.1} s", self.cx.output, begin.elapsed().as_secs_f64());
         let mut hooks =
             StageHooks::new(&self.cx, &self.store, self.runtime.clone(), tables, reward.parts(), (&state, plan.steps));
         let mut actors = Actors { policy: &mut policy, engine: &engine, tokenizer, reward };
         run::run(&mut actors, &mut state, plan, &mut hooks)?;
         let model = policy.config().clone().into();
-        export::write_model(target, &model, &policy.parameters, self.config.export, model_dir)?;
+        let weights = policy.weights_in(self.config.export.kind());
+        export::write_model(target, &model, &weights, self.config.export, model_dir)?;
         self.prepared.write_settings(target)?;
         let mut figures = hooks.figures();
         figures.insert("steps".to_owned(), state.step as f64);

@@ -245,7 +245,8 @@ impl Job {
         let mut data = Reader::new(&p.packed, Order::Shuffled(p.seed), state.contexts);
         let mut hooks = StageHooks { job: &self };
         pretrain::run(&mut trainer, &mut state, &p.plan, &mut data, &mut hooks)?;
-        export::write_model(target, &trainer.config(), &trainer.parameters, self.config.export, p.tokenizer.path())?;
+        let weights = trainer.parameters.weights(self.config.export.kind());
+        export::write_model(target, &trainer.config(), &weights, self.config.export, p.tokenizer.path())?;
         std::fs::write(target.join("metrics.parquet"), state.metrics.to_parquet()?)?;
         Ok(self.summary(&state))
     }

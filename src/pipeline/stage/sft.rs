@@ -86,6 +86,9 @@ pub struct Config {
     /// What matmuls run in; masters and moments are always f32.
     #[serde(default)]
     pub precision: Precision,
+    /// Keep each block's input only and compute the rest again: less memory, a third more work.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gradient_checkpointing: bool,
     /// What the exported weights are stored in.
     #[serde(default)]
     pub export: Stored,
@@ -335,6 +338,7 @@ impl Job {
         let adamw = prepare::adamw(&self.config);
         let Prepared { compute, source, .. } = &self.prepared;
         let mut trainer = compute.trainer(source, self.cx.seed, adamw, self.config.gradient_clip)?;
+        trainer.recompute = self.config.gradient_checkpointing;
         let parameters = trainer.config().parameters();
         let mut state = State::default();
         if let Some((name, bytes)) = latest {
@@ -422,7 +426,8 @@ impl Prepared {
     /// The finished model's directory.
     fn write(&self, target: &std::path::Path, trainer: &Trainer, config: &Config) -> anyhow::Result<()> {
         let model = trainer.config().clone().into();
-        export::write_model(target, &model, &trainer.parameters, config.export, &self.tokenizer_dir)?;
+        let weights = trainer.parameters.weights(config.export.kind());
+        export::write_model(target, &model, &weights, config.export, &self.tokenizer_dir)?;
         if let Some(prompt) = &self.prompt {
             std::fs::write(target.join("prompt.txt"), prompt)?;
         }

@@ -12,11 +12,15 @@
 //! As in [`crate::train::loss`], logits exist for a chunk of rows at a time and their gradient is computed in the same pass,
 //! without autograd: batch x length x vocabulary never exists.
 
+use crate::models::route;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-/// Logits that exist at the same time, in numbers: 16 MB in f32.
+/// Logits that exist at the same time, in numbers: 16 MB in f32, which stays near the processor.
 const CHUNK_LOGITS: i64 = 1 << 22;
+
+/// The same on a GPU: 512 MB, so that a product has rows enough to be worth reading the output projection for.
+const GPU_CHUNK_LOGITS: i64 = 1 << 27;
 
 /// How token losses become one number. Names and formulas are TRL's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,12 +145,10 @@ pub struct Pass {
     pub clipped: Tensor,
     /// Entropy of the distribution at each token [N] f32, in nats.
     pub entropy: Tensor,
-    /// d (Σ w L) / d hidden [N, H], in the type of `hidden`.
-    pub hidden_grad: Tensor,
 }
 
 /// The objective and its gradient. `hidden` [N, H] are the states that predict the tokens, `weight` [V, H] the output
-/// projection, whose gradient is added to `weight_grad` [V, H] f32.
+/// projection, whose gradient is added to `weight_grad` [V, H] f32 where it is wanted. Beside the pass: d (Σ w L) / d hidden [N, H], in the type of `hidden`.
 ///
 /// With p = softmax(z), z = hidden @ weight^T / T, g = w dL/dlog π:
 ///   d / d (hidden @ weight^T) = g (onehot - p) / T
@@ -155,24 +157,28 @@ pub fn pass(
     weight: &Tensor,
     tokens: &Tokens,
     objective: &Objective,
-    weight_grad: &mut Tensor,
-) -> Pass {
+    mut weight_grad: Option<Tensor>,
+) -> (Pass, Tensor) {
     let _guard = tch::no_grad_guard();
     let mut loss = Tensor::zeros([], (Kind::Double, hidden.device()));
     let mut columns: [Vec<Tensor>; 5] = Default::default();
-    for (start, length) in chunks(hidden.size()[0], weight.size()[0]) {
+    for (start, length) in chunks(hidden.size()[0], weight.size()[0], hidden.device()) {
         let rows = hidden.narrow(0, start, length);
         let part = tokens.narrow(start, length);
-        let (log_softmax, log_p) = chunk_log_p(&rows, weight, &part.targets, objective.temperature);
+        let (mut log_softmax, log_p) = chunk_log_p(&rows, weight, &part.targets, objective.temperature);
         let terms = terms(&log_p, &part, objective);
         loss += (&terms.loss * &part.weights).sum(Kind::Double);
         let p = log_softmax.exp();
-        let entropy = -(&p * log_softmax).sum_dim_intlist([-1i64].as_slice(), false, Kind::Float);
+        log_softmax *= &p;
+        let entropy = -log_softmax.sum_dim_intlist([-1i64].as_slice(), false, Kind::Float);
         let g = ((terms.slope * &part.weights) / objective.temperature).unsqueeze(1);
-        let mut d_logits = p * -&g;
+        let mut d_logits = p;
+        d_logits *= -&g;
         let _ = d_logits.scatter_add_(1, &part.targets.unsqueeze(1), &g);
         let d_logits = d_logits.to_kind(hidden.kind());
-        *weight_grad += d_logits.tr().matmul(&rows);
+        if let Some(weight_grad) = &mut weight_grad {
+            *weight_grad += d_logits.tr().matmul(&rows);
+        }
         for (column, value) in
             columns.iter_mut().zip([log_p, terms.kl, terms.clipped, entropy, d_logits.matmul(weight)])
         {
@@ -180,13 +186,13 @@ pub fn pass(
         }
     }
     let [log_p, kl, clipped, entropy, hidden_grad] = columns.map(|parts| Tensor::cat(&parts, 0));
-    Pass { loss, log_p, kl, clipped, entropy, hidden_grad }
+    (Pass { loss, log_p, kl, clipped, entropy }, hidden_grad)
 }
 
 /// Log-probabilities [N] f32 of `targets` [N] at `temperature`, chunk by chunk.
 pub fn log_probs(hidden: &Tensor, weight: &Tensor, targets: &Tensor, temperature: f64) -> Tensor {
     let _guard = tch::no_grad_guard();
-    let parts: Vec<Tensor> = chunks(hidden.size()[0], weight.size()[0])
+    let parts: Vec<Tensor> = chunks(hidden.size()[0], weight.size()[0], hidden.device())
         .map(|(start, length)| {
             let rows = hidden.narrow(0, start, length);
             chunk_log_p(&rows, weight, &targets.narrow(0, start, length), temperature).1
@@ -219,8 +225,14 @@ fn chunk_log_p(rows: &Tensor, weight: &Tensor, targets: &Tensor, temperature: f6
     (log_softmax, picked)
 }
 
-fn chunks(rows: i64, vocab: i64) -> impl Iterator<Item = (i64, i64)> {
-    let step = (CHUNK_LOGITS / vocab.max(1)).clamp(16, 512);
+/// Bytes of the temporaries of a chunk on a GPU, about.
+pub(super) fn chunk_bytes(vocab: usize) -> usize {
+    5 * 4 * (GPU_CHUNK_LOGITS as usize).min(8192 * vocab)
+}
+
+fn chunks(rows: i64, vocab: i64, device: Device) -> impl Iterator<Item = (i64, i64)> {
+    let (numbers, most) = if route::gpu(device) { (GPU_CHUNK_LOGITS, 8192) } else { (CHUNK_LOGITS, 512) };
+    let step = (numbers / vocab.max(1)).clamp(16, most);
     (0..rows).step_by(step as usize).map(move |start| (start, step.min(rows - start)))
 }
 
@@ -312,11 +324,11 @@ mod tests {
             old: None,
             reference: None,
         };
-        let mut weight_grad = Tensor::zeros([3, 3], (Kind::Float, tch::Device::Cpu));
-        let pass = pass(&hidden, &weight, &tokens, &PAPER, &mut weight_grad);
+        let weight_grad = Tensor::zeros([3, 3], (Kind::Float, tch::Device::Cpu));
+        let (pass, hidden_grad) = pass(&hidden, &weight, &tokens, &PAPER, Some(weight_grad.shallow_clone()));
         assert!((pass.loss.double_value(&[]) + 1.0).abs() < 1e-6);
         close(&pass.log_p, &[0.625f32.ln()]);
-        close(&pass.hidden_grad.view([-1]), &[0.125, 0.25, -0.375]);
+        close(&hidden_grad.view([-1]), &[0.125, 0.25, -0.375]);
         let entropy = -(0.125f32 * 0.125f32.ln() + 0.25 * 0.25f32.ln() + 0.625 * 0.625f32.ln());
         close(&pass.entropy, &[entropy]);
         close(&weight_grad.get(1), &[0.0, 0.25 * 2f32.ln(), 0.25 * 5f32.ln()]);
@@ -348,11 +360,11 @@ mod tests {
         let each = -gain.minimum(&bounded) + (delta.exp() - delta - 1.0) * objective.beta;
         let loss = (each * &tokens.weights).sum(Kind::Float);
         loss.backward();
-        let mut weight_grad = Tensor::zeros([v, h], options);
-        let pass = pass(&hidden, &weight, &tokens, &objective, &mut weight_grad);
+        let weight_grad = Tensor::zeros([v, h], options);
+        let (pass, hidden_grad) = pass(&hidden, &weight, &tokens, &objective, Some(weight_grad.shallow_clone()));
         let relative = (pass.loss.double_value(&[]) / loss.double_value(&[]) - 1.0).abs();
         assert!(relative < 1e-5, "{relative}");
-        for (got, wanted) in [(pass.hidden_grad, hidden.grad()), (weight_grad, weight.grad())] {
+        for (got, wanted) in [(hidden_grad, hidden.grad()), (weight_grad, weight.grad())] {
             let far = ((got - &wanted).norm() / wanted.norm()).double_value(&[]);
             assert!(far < 1e-5, "off by {far}");
         }

@@ -3,12 +3,15 @@
 //!
 //! | file | owns |
 //! |---|---|
+//! | `found` | an iteration's figures on the host |
 //! | [`loss`] | objective, mask, normaliser, sign, gradient |
 //! | [`advantage`] | rewards to advantages |
 //! | [`batch`] | completions to forward passes; order of prompts; seeds |
 //! | [`policy`] | the model under training, one update |
+//! | `room` | the policy's engine, and what an update needs beside it |
 //! | [`rollout`] | completions from the engine, scored |
 //! | [`run`] | the loop: steps, evaluation, checkpoints, when to stop |
+//! | `staged` | passes as tensors on the device |
 //! | [`table`] | rollouts and metrics as record batches |
 //!
 //! Departures from TRL: a completion whose reward failed takes no part in its group (TRL counts the missing part as 0); prompts
@@ -17,8 +20,11 @@
 
 pub mod advantage;
 pub mod batch;
+mod found;
 pub mod loss;
 pub mod policy;
 pub mod rollout;
+mod room;
 pub mod run;
+mod staged;
 pub mod table;

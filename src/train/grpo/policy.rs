@@ -1,19 +1,33 @@
 //! The model under GRPO training: f32 masters, one update over a step's completions, the reference. Forward and backward
 //! run block by block: the gradient goes from block to block by hand, so that either all blocks' activations are kept, or none
 //! but each block's input (gradient checkpointing). Knows token ids and advantages; nothing of text or rewards.
+//!
+//! On a GPU the host waits for the device twice in an iteration: where a step's numbers go over ([`super::staged`]), and where the
+//! loss, the norm and the figures come back in one piece, before the optimiser's step.
 
 use super::{
     batch::{Example, Micro, micro_batches},
+    found::Found,
     loss::{self, Counted, LossType, Objective, Tokens},
+    staged::{self, Staged},
 };
 use crate::{
-    engine::{DeviceSpec, Engine, EngineOptions, Precision},
-    models::{config::DecoderConfig, decoder::Decoder, packed::Packed, weights::Weights},
-    train::optim::{AdamW, AdamWOptions, FlatParameters, clip_factor},
+    models::{
+        config::DecoderConfig,
+        decoder::{Decoder, Mixer, RopeTables},
+        route,
+        weights::Weights,
+    },
+    train::{
+        adapters::{Adapters, Lora},
+        optim::{AdamW, AdamWOptions, FlatParameters, clip_factor},
+    },
 };
 use anyhow::{bail, ensure};
 use std::{collections::BTreeMap, time::Instant};
 use tch::{Kind, Tensor};
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// What activations a pass keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +90,8 @@ pub struct UpdateReport {
 pub struct Policy {
     decoder: Decoder,
     reference: Option<Decoder>,
-    /// f32 masters.
+    adapters: Option<Adapters>,
+    /// f32 masters: the model's parameters, or those of its adapters.
     pub parameters: FlatParameters,
     /// Their moments.
     pub adamw: AdamW,
@@ -87,6 +102,12 @@ pub struct Policy {
 struct Passed {
     input: Tensor,
     output: Option<Tensor>,
+}
+
+/// An update's passes on the device.
+struct Work<'a> {
+    passes: Vec<(Staged<'a>, Kept)>,
+    rope: RopeTables,
 }
 
 /// What the first iteration leaves for the others.
@@ -102,14 +123,38 @@ impl Policy {
         let parameters = FlatParameters::new(&decoder.weights);
         let reference = with_reference.then(|| Decoder {
             config: decoder.config.clone(),
-            // In f32 the masters change in place, so that the copy must be one.
-            weights: Weights {
-                tensors: parameters.weights(kind).tensors.into_iter().map(|(n, t)| (n, t.copy())).collect(),
+            weights: match kind {
+                // These are the masters themselves, which change in place.
+                Kind::Float => Weights {
+                    tensors: parameters.weights(kind).tensors.into_iter().map(|(n, t)| (n, t.copy())).collect(),
+                },
+                _ => parameters.weights(kind),
             },
         });
         decoder.weights = Weights { tensors: BTreeMap::new() };
         let adamw = AdamW::new(&parameters, adamw);
-        Self { decoder, reference, parameters, adamw, kind }
+        Self { decoder, reference, adapters: None, parameters, adamw, kind }
+    }
+
+    /// The same with the model's parameters frozen, in the compute type, and adapters to train. The frozen parameters are the reference
+    /// as well.
+    pub fn with_adapters(
+        mut decoder: Decoder,
+        adamw: AdamWOptions,
+        kind: Kind,
+        with_reference: bool,
+        (lora, seed): (Lora, u64),
+    ) -> Self {
+        let taken = std::mem::replace(&mut decoder.weights, Weights { tensors: BTreeMap::new() });
+        let base = Weights { tensors: taken.tensors.into_iter().map(|(n, t)| (n, t.to_kind(kind))).collect() };
+        let copies = |(name, tensor): (&String, &Tensor)| (name.clone(), tensor.shallow_clone());
+        let reference = with_reference.then(|| Decoder {
+            config: decoder.config.clone(),
+            weights: Weights { tensors: base.tensors.iter().map(copies).collect() },
+        });
+        let (adapters, parameters) = Adapters::new(base, lora, seed);
+        let adamw = AdamW::new(&parameters, adamw);
+        Self { decoder, reference, adapters: Some(adapters), parameters, adamw, kind }
     }
 
     /// The model's description.
@@ -117,22 +162,44 @@ impl Policy {
         &self.decoder.config
     }
 
-    /// An engine with the present parameters, for sequences of up to `positions` tokens. [`Engine::set_weights`] with
-    /// [`Self::weights`] brings it up to date.
-    ///
-    /// # Errors
-    /// Not enough memory.
-    pub fn engine(&self, slots: usize, threads: usize, positions: usize) -> anyhow::Result<Engine> {
-        let mut config = self.decoder.config.clone();
-        config.max_positions = config.max_positions.min(positions);
-        let precision = if self.kind == Kind::BFloat16 { Precision::Bf16 } else { Precision::F32 };
-        let options = EngineOptions { device: DeviceSpec::Cpu, precision, slots, threads };
-        Engine::from_decoder(Decoder { config, weights: self.weights() }, options)
+    /// The type that matmuls run in.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Bytes of the parameters that are computed with, in the compute type.
+    pub(super) fn compute_bytes(&self) -> usize {
+        self.decoder.config.parameters() * self.kind.elt_size_in_bytes()
     }
 
     /// The present parameters in the compute type, for the engine. In f32 they share the masters' memory.
     pub fn weights(&self) -> Weights {
-        self.parameters.weights(self.kind)
+        self.weights_in(self.kind)
+    }
+
+    /// The present parameters of the whole model, adapters merged into it.
+    pub fn weights_in(&self, kind: Kind) -> Weights {
+        match &self.adapters {
+            Some(adapters) => adapters.merged(&self.parameters, kind),
+            None => self.parameters.weights(kind),
+        }
+    }
+
+    /// Leaves of one pass over `compute` ([`Self::weights`]).
+    fn leaves(&self, compute: &Weights) -> Weights {
+        let leaf = |(name, tensor): (&String, &Tensor)| (name.clone(), tensor.detach().set_requires_grad(true));
+        match &self.adapters {
+            Some(adapters) => adapters.leaves(compute),
+            None => Weights { tensors: compute.tensors.iter().map(leaf).collect() },
+        }
+    }
+
+    /// Adds the gradients of those leaves whose names begin with `prefix` to `grad` [N] f32, and frees them.
+    fn collect(&mut self, prefix: &str, grad: &Tensor) {
+        match &self.adapters {
+            Some(adapters) => adapters.collect(&self.parameters, &mut self.decoder.weights, prefix, grad),
+            None => self.parameters.collect(&mut self.decoder.weights, prefix, grad),
+        }
     }
 
     /// The optimiser steps of one set of completions at learning rate `rate`.
@@ -149,8 +216,7 @@ impl Policy {
         ensure!(!examples.is_empty(), "there is nothing to learn from: no completion has a reward");
         let begin = Instant::now();
         let micros = micro_batches(prompts, examples, options.rows);
-        let weights = token_weights(examples, options);
-        let mut kept: Vec<Kept> = micros.iter().map(|_| Kept { old: None, reference: None }).collect();
+        let mut work = self.work(&micros, examples, options);
         let mut report = UpdateReport {
             loss: 0.0,
             grad_norm: 0.0,
@@ -159,8 +225,10 @@ impl Policy {
             seconds: 0.0,
         };
         for iteration in 0..options.iterations {
-            let (loss, grad) = self.gradient(&micros, examples, &weights, options, (iteration, &mut kept), &mut report);
-            let (norm, factor) = clip_factor(&grad, options.clip);
+            let (passes, grad) = self.gradient(&mut work, options);
+            let found = Found::new(&passes, &grad);
+            let (loss, norm) = (found.loss, found.norm);
+            let factor = clip_factor(norm, options.clip);
             if !loss.is_finite() || !norm.is_finite() {
                 bail!(
                     "training diverged: loss {loss}, gradient norm {norm}, learning rate {rate:.2e}; lower learning_rate \
@@ -171,6 +239,8 @@ impl Policy {
                 (report.loss, report.grad_norm) = (loss, norm);
             }
             self.adamw.step(&mut self.parameters, &grad, factor, rate);
+            found.note(&mut report.examples, &micros, (iteration, options.iterations));
+            report.rows += micros.iter().map(|micro| micro.inputs.len() as u64).sum::<u64>();
         }
         report.seconds = begin.elapsed().as_secs_f64();
         Ok(report)
@@ -184,105 +254,100 @@ impl Policy {
         options: &UpdateOptions,
     ) -> (f64, Tensor) {
         let micros = micro_batches(prompts, examples, options.rows);
-        let weights = token_weights(examples, options);
-        let mut kept: Vec<Kept> = micros.iter().map(|_| Kept { old: None, reference: None }).collect();
-        let examples_report = vec![ExampleReport::default(); examples.len()];
-        let mut report = UpdateReport { loss: 0.0, grad_norm: 0.0, examples: examples_report, rows: 0, seconds: 0.0 };
-        self.gradient(&micros, examples, &weights, options, (0, &mut kept), &mut report)
+        let mut work = self.work(&micros, examples, options);
+        let (passes, grad) = self.gradient(&mut work, options);
+        (Found::new(&passes, &grad).loss, grad)
     }
 
-    fn gradient(
-        &mut self,
-        micros: &[Micro],
-        examples: &[Example],
-        weights: &[f64],
-        options: &UpdateOptions,
-        (iteration, kept): (usize, &mut [Kept]),
-        report: &mut UpdateReport,
-    ) -> (f64, Tensor) {
-        let compute = self.parameters.compute(self.kind);
+    /// Brings a set of completions to the device.
+    fn work<'a>(&self, micros: &'a [Micro], examples: &[Example], options: &UpdateOptions) -> Work<'a> {
+        let device = self.parameters.master.device();
+        let weights = token_weights(examples, options);
+        let staged = staged::stage(micros, examples, &weights, device).into_iter();
+        Work {
+            rope: staged::rope(&self.decoder, micros, device, self.kind),
+            passes: staged.map(|staged| (staged, Kept { old: None, reference: None })).collect(),
+        }
+    }
+
+    /// All passes, and the gradient [N] f32 of their losses' sum.
+    fn gradient(&mut self, work: &mut Work<'_>, options: &UpdateOptions) -> (Vec<loss::Pass>, Tensor) {
+        let compute = self.weights();
         let grad = self.parameters.master.zeros_like();
-        let mut loss = 0.0;
-        for (micro, kept) in micros.iter().zip(kept) {
-            self.decoder.weights = self.parameters.leaves(&compute);
-            let tokens = self.tokens(micro, examples, weights, options, kept);
-            let pass = self.forward_backward(micro, &tokens, options, &grad);
-            loss += pass.loss.double_value(&[]);
-            note(&mut report.examples, micro, &pass, (iteration, options.iterations));
-            report.rows += micro.inputs.len() as u64;
+        let mut passes = Vec::with_capacity(work.passes.len());
+        for (staged, kept) in &mut work.passes {
+            self.decoder.weights = self.leaves(&compute);
+            let tokens = self.tokens(staged, &work.rope, options, kept);
+            let mixer = staged.mixer(&self.decoder, &work.rope, self.kind);
+            let pass = self.forward_backward(staged, &*mixer, &tokens, options, &grad);
             if kept.old.is_none() {
-                kept.old = Some(pass.log_p);
+                kept.old = Some(pass.log_p.shallow_clone());
             }
             kept.reference = tokens.reference;
+            passes.push(pass);
         }
         self.decoder.weights = Weights { tensors: BTreeMap::new() };
-        (loss, grad)
+        (passes, grad)
     }
 
     /// What is known of a pass's tokens before it; the reference's log-probabilities are computed once and kept.
-    fn tokens(
-        &self,
-        micro: &Micro,
-        examples: &[Example],
-        weights: &[f64],
-        options: &UpdateOptions,
-        kept: &mut Kept,
-    ) -> Tokens {
-        let device = self.parameters.master.device();
-        let spread = |value: &dyn Fn(usize) -> f64| {
-            let all: Vec<f32> =
-                micro.examples.iter().flat_map(|&(i, n)| std::iter::repeat_n(value(i) as f32, n)).collect();
-            Tensor::from_slice(&all).to_device(device)
-        };
-        let targets = Tensor::from_slice(&micro.targets).to_device(device);
+    fn tokens(&self, staged: &Staged<'_>, rope: &RopeTables, options: &UpdateOptions, kept: &mut Kept) -> Tokens {
         let reference = kept.reference.take().or_else(|| {
             let reference = self.reference.as_ref().filter(|_| options.objective.beta != 0.0)?;
-            Some(log_probs(reference, micro, &targets, options.objective.temperature, self.kind))
+            let mixer = staged.mixer(reference, rope, self.kind);
+            Some(log_probs(reference, staged, &*mixer, options.objective.temperature, self.kind))
         });
         Tokens {
-            advantages: spread(&|i| examples[i].advantage),
-            weights: spread(&|i| weights[i]),
+            advantages: staged.advantages.shallow_clone(),
+            weights: staged.weights.shallow_clone(),
             old: kept.old.as_ref().map(Tensor::shallow_clone),
             reference,
-            targets,
+            targets: staged.targets.shallow_clone(),
         }
     }
 
-    /// One pass: its loss, and its gradient added to `grad` [N] f32.
+    /// One pass; its gradient is added to `grad` [N] f32.
     fn forward_backward(
         &mut self,
-        micro: &Micro,
+        staged: &Staged<'_>,
+        mixer: &dyn Mixer,
         tokens: &Tokens,
         options: &UpdateOptions,
         grad: &Tensor,
     ) -> loss::Pass {
-        let device = self.parameters.master.device();
-        let packed = Packed::new(&self.decoder.config, &micro.trees, device, self.kind);
-        let embedded = self.decoder.embed(&Tensor::from_slice(&micro.inputs).to_device(device));
-        let (passed, last) = self.forward(&embedded, &packed, options.activations);
-        let (pass, mut upstream) = self.head(micro, tokens, options, &last, grad);
+        let embedded = self.decoder.embed(&staged.inputs);
+        let (passed, last) = self.forward(&embedded, mixer, options.activations);
+        let (pass, mut upstream) = self.head(staged, tokens, options, &last, grad);
         drop(last);
-        let parameters = &self.parameters;
         for (layer, passed) in passed.into_iter().enumerate().rev() {
-            let block = |input: &Tensor| self.decoder.block(input, layer, self.kind, &packed);
+            let block = |input: &Tensor| self.decoder.block(input, layer, self.kind, mixer);
             let output = passed.output.unwrap_or_else(|| block(&passed.input));
             back(&output, &upstream);
             drop(output);
             upstream = passed.input.grad();
-            parameters.collect(&mut self.decoder.weights, &format!("model.layers.{layer}."), grad);
+            self.collect(&format!("model.layers.{layer}."), grad);
         }
-        back(&embedded, &upstream);
-        parameters.collect(&mut self.decoder.weights, "model.embed_tokens.weight", grad);
+        if self.adapters.is_some() {
+            return pass;
+        }
+        if route::gpu(grad.device()) {
+            // Straight into the sum: no gradient as large as the vocabulary.
+            let mut embedding = self.parameters.part(grad, EMBEDDING).expect("a decoder has its embedding");
+            let _ = tch::no_grad(|| embedding.index_add_(0, &staged.inputs, &upstream.to_kind(Kind::Float)));
+        } else {
+            back(&embedded, &upstream);
+            self.collect(EMBEDDING, grad);
+        }
         pass
     }
 
     /// All blocks; each block's input is a leaf, so that the gradient stops there.
-    fn forward(&self, embedded: &Tensor, packed: &Packed, activations: Activations) -> (Vec<Passed>, Tensor) {
+    fn forward(&self, embedded: &Tensor, mixer: &dyn Mixer, activations: Activations) -> (Vec<Passed>, Tensor) {
         let leaf = |x: &Tensor| x.detach().set_requires_grad(true);
         let mut x = leaf(embedded);
         let mut passed = Vec::with_capacity(self.decoder.config.layers);
         for layer in 0..self.decoder.config.layers {
-            let block = || self.decoder.block(&x, layer, self.kind, packed);
+            let block = || self.decoder.block(&x, layer, self.kind, mixer);
             let (output, kept) = match activations {
                 Activations::Keep => {
                     let output = block();
@@ -299,20 +364,21 @@ impl Policy {
     /// Final norm, objective, and the gradient with respect to the last block's output.
     fn head(
         &mut self,
-        micro: &Micro,
+        staged: &Staged<'_>,
         tokens: &Tokens,
         options: &UpdateOptions,
         last: &Tensor,
         grad: &Tensor,
     ) -> (loss::Pass, Tensor) {
-        let positions = Tensor::from_slice(&micro.positions).to_device(last.device());
-        let hidden = self.decoder.final_norm(&last.index_select(0, &positions), self.kind);
+        let hidden = self.decoder.final_norm(&last.index_select(0, &staged.positions), self.kind);
         let name = self.decoder.output_name();
         let output = self.decoder.weights.tensors.get(name).expect("a decoder has its output weight");
-        let mut output_grad = self.parameters.part(grad, name).expect("a decoder has its output weight");
-        let pass = loss::pass(&hidden.detach(), &output.detach(), tokens, &options.objective, &mut output_grad);
-        back(&hidden, &pass.hidden_grad);
-        self.parameters.collect(&mut self.decoder.weights, "model.norm.weight", grad);
+        // None where the output projection is frozen.
+        let output_grad = self.parameters.part(grad, name);
+        let (pass, hidden_grad) =
+            loss::pass(&hidden.detach(), &output.detach(), tokens, &options.objective, output_grad);
+        back(&hidden, &hidden_grad);
+        self.collect("model.norm.weight", grad);
         (pass, last.grad())
     }
 }
@@ -332,32 +398,13 @@ fn token_weights(examples: &[Example], options: &UpdateOptions) -> Vec<f64> {
 }
 
 /// Log-probabilities of a pass's tokens under another model of the same shape.
-fn log_probs(decoder: &Decoder, micro: &Micro, targets: &Tensor, temperature: f64, kind: Kind) -> Tensor {
+fn log_probs(decoder: &Decoder, staged: &Staged<'_>, mixer: &dyn Mixer, temperature: f64, kind: Kind) -> Tensor {
     let _guard = tch::no_grad_guard();
-    let device = targets.device();
-    let packed = Packed::new(&decoder.config, &micro.trees, device, kind);
-    let mut x = decoder.embed(&Tensor::from_slice(&micro.inputs).to_device(device));
+    let mut x = decoder.embed(&staged.inputs);
     for layer in 0..decoder.config.layers {
-        x = decoder.block(&x, layer, kind, &packed);
+        x = decoder.block(&x, layer, kind, mixer);
     }
-    let rows = x.index_select(0, &Tensor::from_slice(&micro.positions).to_device(device));
-    let hidden = decoder.final_norm(&rows, kind);
+    let hidden = decoder.final_norm(&x.index_select(0, &staged.positions), kind);
     let output = decoder.weights.tensors.get(decoder.output_name()).expect("a decoder has its output weight");
-    loss::log_probs(&hidden, output, targets, temperature)
-}
-
-/// Means over each example's tokens, into the report.
-fn note(reports: &mut [ExampleReport], micro: &Micro, pass: &loss::Pass, (iteration, iterations): (usize, usize)) {
-    let floats = |tensor: &Tensor| -> Vec<f32> { Vec::try_from(tensor).unwrap_or_default() };
-    let (kl, clipped, entropy) = (floats(&pass.kl), floats(&pass.clipped), floats(&pass.entropy));
-    let mut start = 0;
-    for &(index, tokens) in &micro.examples {
-        let mean =
-            |values: &[f32]| values[start..start + tokens].iter().map(|&v| f64::from(v)).sum::<f64>() / tokens as f64;
-        reports[index].clipped += mean(&clipped) / iterations as f64;
-        if iteration == 0 {
-            (reports[index].kl, reports[index].entropy) = (mean(&kl), mean(&entropy));
-        }
-        start += tokens;
-    }
+    loss::log_probs(&hidden, output, &staged.targets, temperature)
 }

@@ -154,6 +154,34 @@ fn a_run_killed_at_any_instant_continues_to_the_same_weights() {
     }
 }
 
+/// Ctrl-C, which wrappers like `timeout` pass on twice: the step in flight ends, its checkpoint is there, and the run goes on from it.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_that_arrives_twice_leaves_a_checkpoint() {
+    let home = tempfile::tempdir().unwrap();
+    let (before, whole, _) = prepare(home.path());
+    let location = home.path().join("stopped");
+    copy(&before, &location);
+    let child = run(home.path(), &location).spawn().unwrap();
+    let steps = || fs::read_dir(location.join("better_rollouts")).map_or(0, Iterator::count);
+    let begin = Instant::now();
+    while steps() == 0 && begin.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let pid = child.id().to_string();
+    for _ in 0..2 {
+        assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let output = child.wait_with_output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && !error.contains("stopped at once"), "{error}");
+    assert!(error.contains("interrupted after step") && error.contains("stopped; what is done is kept"), "{error}");
+    assert_eq!(fs::read_dir(location.join("_checkpoints/better")).unwrap().count(), 1);
+    succeed(&mut run(home.path(), &location));
+    assert!(weights(&location) == weights(&whole));
+}
+
 /// A file size limit stands for a full disk: the checkpoint does not fit, the run says so, and goes on once it does.
 #[cfg(unix)]
 #[test]

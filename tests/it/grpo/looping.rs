@@ -1,6 +1,7 @@
 //! The loop on a tiny random model with rewards made for the purpose: learning, exact resume, missing and failing rewards,
 //! collapse, rewards without spread.
 
+use crate::device::{exact, tensor_device};
 use bytes::Bytes;
 use repro::{
     engine::{Engine, Sampling},
@@ -24,7 +25,7 @@ use repro::{
     },
 };
 use std::sync::atomic::{AtomicUsize, Ordering};
-use tch::{Device, Kind};
+use tch::Kind;
 
 const VOCAB: usize = 280;
 
@@ -52,7 +53,7 @@ fn policy(beta: f64) -> Policy {
         tied_embeddings: false,
         eos: vec![1],
     };
-    let decoder = Decoder::random(config, 0.1, 7, Device::Cpu, Kind::Float).unwrap();
+    let decoder = Decoder::random(config, 0.1, 7, tensor_device(), Kind::Float).unwrap();
     let adamw = AdamWOptions { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
     Policy::new(decoder, adamw, Kind::Float, beta != 0.0)
 }
@@ -176,7 +177,7 @@ impl Hooks for Record {
 }
 
 fn engine(policy: &Policy) -> Engine {
-    policy.engine(8, 1, 64).unwrap()
+    policy.engine(8, 1, 64, &plan(1).update).unwrap()
 }
 
 fn go(
@@ -232,11 +233,13 @@ fn a_resumed_run_equals_an_undisturbed_one() {
             }
             None => {
                 result.unwrap();
-                assert_eq!(masters(&resumed), masters(&whole));
+                assert_eq!(state.step, 11);
+                assert!(!exact() || masters(&resumed) == masters(&whole));
             }
         }
     }
-    assert_eq!(rows, all.rows);
+    assert_eq!(rows.len(), all.rows.len());
+    assert!(!exact() || rows == all.rows);
 }
 
 #[test]
@@ -300,7 +303,7 @@ fn a_reward_model_that_fails_midway_costs_nothing_but_time() {
     let mut state: State = checkpoint::restore(&bytes, "x", &mut resumed.parameters, &mut resumed.adamw).unwrap();
     assert_eq!(state.step, 4);
     go(&mut resumed, &mut state, &plan, &length(), &mut Record::default()).unwrap();
-    assert_eq!(masters(&resumed), masters(&whole));
+    assert!(!exact() || masters(&resumed) == masters(&whole));
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! The stage: what it leaves, that it can be stopped and continued, and what it refuses.
 
+use crate::device::{device, exact};
 use crate::s3::{Faults, Server};
 use crate::train::{CancelAt, context, prepared, read, sft_config, some, table, transformers_agrees};
 use arrow::array::{Array, Float64Array, Int64Array, RecordBatch, StringArray};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use repro::{
+    models::weights::Weights,
     pipeline::stage::{StageContext, grpo, sft, sql::InputTable},
     storage::{commit::TableCommit, location::Location, manifest::Rows},
 };
@@ -37,6 +39,7 @@ pub fn config(changes: &[(&str, Value)]) -> grpo::Config {
         "init": "small", "prompts": "documents", "held_out": "others", "steps": 6, "prompts_per_step": 3,
         "num_generations": 4, "max_prompt_length": 64, "max_completion_length": 24, "max_prompt_chars": 600,
         "learning_rate": 0.001, "precision": "f32", "export": "f32", "threads": 1, "slots": 8, "save_steps": 2, "eval_steps": 3,
+        "device": device(),
         "rewards": {"dataman": {"enabled": false}, "bertscore": {"enabled": false}, "length": {"max_ratio": 0.8}}
     });
     for (key, value) in changes {
@@ -126,10 +129,38 @@ async fn a_cancelled_run_continues_to_the_same_weights_and_rollouts() {
         assert!(parts.count() >= at as usize);
     }
     grpo::run(&config, &context(&location, "stopped")).await.unwrap();
-    assert_eq!(read(home.path(), "stopped", "model.safetensors"), read(home.path(), "whole", "model.safetensors"));
-    assert_eq!(rows(&location, "stopped_rollouts").await, rows(&location, "whole_rollouts").await);
+    if exact() {
+        assert_eq!(read(home.path(), "stopped", "model.safetensors"), read(home.path(), "whole", "model.safetensors"));
+        assert_eq!(rows(&location, "stopped_rollouts").await, rows(&location, "whole_rollouts").await);
+    }
     let rollouts = rows(&location, "whole_rollouts").await;
     assert_eq!(floats(&rollouts, "kl").null_count(), rollouts.num_rows(), "no reference, no divergence");
+}
+
+/// Adapters: stopped and continued to the same merged model, whose embedding is that of the model it started from.
+#[tokio::test(flavor = "multi_thread")]
+async fn adapters_continue_and_are_merged() {
+    let home = tempfile::tempdir().unwrap();
+    let location = ready(home.path()).await;
+    let config = config(&[("lora", json!({"rank": 4, "alpha": 8.0})), ("learning_rate", json!(0.01))]);
+    grpo::run(&config, &context(&location, "whole")).await.unwrap();
+    let mut cx = context(&location, "stopped");
+    cx.progress = Arc::new(CancelAt { steps: AtomicU64::new(0), at: 3, cancel: cx.cancel.clone() });
+    let error = grpo::run(&config, &cx).await.unwrap_err().to_string();
+    assert!(error.contains("interrupted after step 3"), "{error}");
+    grpo::run(&config, &context(&location, "stopped")).await.unwrap();
+    assert!(
+        !exact()
+            || read(home.path(), "stopped", "model.safetensors") == read(home.path(), "whole", "model.safetensors")
+    );
+    let load = |model: &str| {
+        Weights::load(&home.path().join("models").join(model), tch::Device::Cpu, tch::Kind::Float).unwrap().tensors
+    };
+    let (before, after) = (load("small"), load("whole"));
+    assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>(), "an ordinary model");
+    assert_eq!(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"]);
+    let name = "model.layers.0.mlp.up_proj.weight";
+    assert_ne!(before[name], after[name]);
 }
 
 /// The model and every rollout are the same on a bucket whose server fails now and then.
@@ -151,6 +182,9 @@ async fn a_bucket_holds_the_same() {
     grpo::run(&on_bucket, &StageContext { external: external.into(), ..context(&bucket, "better") }).await.unwrap();
     let weights = |location: &Location| location.join("models/better");
     let of = async |location: &Location| weights(location).read("model.safetensors").await.unwrap().unwrap();
+    if !exact() {
+        return;
+    }
     assert_eq!(of(&bucket).await, of(&location).await);
     for table in ["better_rollouts", "better_metrics"] {
         let (there, here) = (rows(&bucket, table).await, rows(&location, table).await);
@@ -179,8 +213,9 @@ async fn what_cannot_be_trained_is_refused() {
     check(&[("max_completion_length", json!(5000))], "more than the 4096 positions of the model `small`").await;
     check(&[("held_out", json!("documents"))], "held_out is the table that is trained on").await;
     check(&[("gradient_accumulation_steps", json!(5))], "does not divide the 12 completions").await;
+    check(&[("lora", json!({"rank": 0, "alpha": 1.0}))], "lora: rank is 0").await;
     check(&[("temperature", json!(0.0))], "temperature 0 is not above 0").await;
-    check(&[("device", json!("cuda:0"))], "cuda").await;
+    check(&[("device", json!("cuda:99"))], "device cuda:99: ").await;
     check(&[("rewards", json!({}))], "needs the model `dataman`; add it under `models:`").await;
     let off = json!({"enabled": false});
     let nothing = json!({"dataman": off, "bertscore": off, "structure": off, "length": off, "format": off});

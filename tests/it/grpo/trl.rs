@@ -1,7 +1,8 @@
 //! Losses, gradients and five updates of TRL's GRPOTrainer (tests/golden/grpo.py), from the same completions and rewards.
 
+use crate::device::tensor_device;
 use repro::{
-    models::decoder::Decoder,
+    models::{decoder::Decoder, route::AsOnGpu},
     train::{
         grpo::{
             advantage::{ScaleRewards, advantages},
@@ -79,7 +80,7 @@ fn examples(case: &Value, step: &Value) -> (Vec<Vec<u32>>, Vec<Example>) {
 
 fn policy(settings: &Value) -> Policy {
     tch::set_num_threads(1);
-    let decoder = Decoder::from_dir(&golden().join("decoders/qwen3"), Device::Cpu, Kind::Float).unwrap();
+    let decoder = Decoder::from_dir(&golden().join("decoders/qwen3"), tensor_device(), Kind::Float).unwrap();
     let adamw = AdamWOptions { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
     Policy::new(decoder, adamw, Kind::Float, settings["beta"].as_f64().unwrap() != 0.0)
 }
@@ -92,9 +93,20 @@ fn norm(tensor: &Tensor) -> f64 {
     tensor.norm().double_value(&[])
 }
 
-/// Every loss type, on policy and off, whatever the cut into passes and with activations kept or not.
 #[test]
 fn losses_and_gradients_are_those_of_trl() {
+    losses_and_gradients();
+}
+
+/// What CUDA uses, covered where there is none.
+#[test]
+fn the_way_of_a_gpu_gives_the_losses_and_gradients_of_trl() {
+    let _gpu = AsOnGpu::begin();
+    losses_and_gradients();
+}
+
+/// Every loss type, on policy and off, whatever the cut into passes and with activations kept or not.
+fn losses_and_gradients() {
     for (name, case) in cases() {
         let golden = tensors(&name);
         let step = &case["steps"][0];
@@ -103,6 +115,7 @@ fn losses_and_gradients_are_those_of_trl() {
             let mut policy = policy(&case["settings"]);
             let options = options(&case["settings"], rows, activations);
             let (loss, grad) = policy.loss_and_gradient(&slices(&prompts), &examples, &options);
+            let grad = grad.to_device(Device::Cpu);
             let wanted = step["loss"].as_f64().unwrap();
             assert!((loss - wanted).abs() < 1e-4 * wanted.abs().max(0.1), "{name}: loss {loss} is not {wanted}");
             for slot in policy.parameters.slots() {
@@ -117,6 +130,16 @@ fn losses_and_gradients_are_those_of_trl() {
 
 #[test]
 fn weights_after_five_updates_are_those_of_trl() {
+    five_updates();
+}
+
+#[test]
+fn the_way_of_a_gpu_gives_the_weights_of_trl() {
+    let _gpu = AsOnGpu::begin();
+    five_updates();
+}
+
+fn five_updates() {
     for (name, case) in cases() {
         let golden = tensors(&name);
         if !golden.keys().any(|key| key.starts_with("after.")) {
@@ -124,7 +147,8 @@ fn weights_after_five_updates_are_those_of_trl() {
         }
         let mut policy = policy(&case["settings"]);
         let before = policy.parameters.weights(Kind::Float);
-        let before: BTreeMap<String, Tensor> = before.tensors.into_iter().map(|(n, t)| (n, t.copy())).collect();
+        let before: BTreeMap<String, Tensor> =
+            before.tensors.into_iter().map(|(n, t)| (n, t.copy().to_device(Device::Cpu))).collect();
         let options = options(&case["settings"], 40, Activations::Keep);
         let rate = case["settings"]["learning_rate"].as_f64().unwrap();
         let steps = case["steps"].as_array().unwrap();
@@ -138,6 +162,7 @@ fn weights_after_five_updates_are_those_of_trl() {
         let after = policy.parameters.weights(Kind::Float);
         for (parameter, ours) in &after.tensors {
             let theirs = &golden[&format!("after.{parameter}")];
+            let ours = &ours.to_device(Device::Cpu);
             let off = (ours - theirs).abs().max().double_value(&[]);
             let moved = norm(&(theirs - &before[parameter]));
             assert!(off < 1e-4, "{name}: {parameter} is off by {off:.1e}");

@@ -97,6 +97,9 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     for (name, value) in [("adam_beta1", config.adam_beta1), ("adam_beta2", config.adam_beta2)] {
         ensure!((0.0..1.0).contains(&value), "{name} {value} is not in 0..1");
     }
+    if let Some(lora) = &config.lora {
+        lora.check()?;
+    }
     let completions = config.prompts_per_step * config.num_generations;
     let batches = loss_batches(config);
     ensure!(
@@ -120,11 +123,6 @@ pub(super) fn adamw(config: &Config) -> AdamWOptions {
 
 pub(super) async fn prepare(config: &Config, cx: &StageContext) -> anyhow::Result<Prepared> {
     let compute = Compute::resolve(&config.device, config.precision)?;
-    ensure!(
-        compute.is_cpu(),
-        "device {}: the engine of this version generates on the CPU; use device: cpu",
-        config.device
-    );
     let model_dir = artifact::model_directory(cx, &config.init).await?;
     let model = DecoderConfig::from_dir(&model_dir)?;
     let room = config.max_prompt_length + config.max_completion_length;

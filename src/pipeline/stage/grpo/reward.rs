@@ -93,11 +93,14 @@ impl StageReward {
         samples.iter().map(pair).collect()
     }
 
-    /// Score of the rephrasing less that of the document; a text of which the classifier knows nothing has 0.
+    /// Score of the rephrasing less that of the document; a text of which the classifier knows nothing has 0, and so has an empty
+    /// rephrasing where those are to have the lowest worth.
     fn fasttext(&self, sample: &Sample<'_>) -> Option<f64> {
         let (model, label) = self.fasttext.as_ref()?;
         let score = |text: &str| model.score(text, label.as_deref()).map_or(0.0, f64::from);
-        Some(score(sample.text) - score(sample.original))
+        let judged = self.config.scores(sample.text.chars().count());
+        let rephrased = if judged { score(sample.text) } else { 0.0 };
+        Some(rephrased - score(sample.original))
     }
 }
 
@@ -161,5 +164,39 @@ impl Reward for StageReward {
             results.push(Scored { values: self.columns.iter().map(value).collect(), error: None });
         }
         Ok(results)
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::rewards::repro_reward::EmptyRule;
+    use std::{collections::BTreeMap, path::Path};
+
+    /// A classifier has an opinion of an empty text as well; where an empty rephrasing is to have the lowest worth, it is not asked.
+    #[tokio::test]
+    async fn an_empty_rephrasing_is_scored_or_lowest() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fasttext/softmax_words.bin");
+        let model = Arc::new(FastText::load(&golden).unwrap());
+        let of = |empty: EmptyRule, text: &str| {
+            let reward = StageReward {
+                models: Models::new(BTreeMap::new(), 1),
+                config: RewardConfig { empty, ..RewardConfig::default() },
+                marker: String::new(),
+                fasttext: Some((Arc::clone(&model), None)),
+                parts: Vec::new(),
+                columns: Vec::new(),
+                originals: Mutex::default(),
+                runtime: Handle::current(),
+            };
+            reward.fasttext(&Sample { original: "rain on the plain", answer: text, text }).unwrap()
+        };
+        let score = |text: &str| f64::from(model.score(text, None).unwrap());
+        assert!(score("") > 0.0, "the end of a line is a word");
+        let original = score("rain on the plain");
+        assert_eq!(of(EmptyRule::Score, ""), score("") - original);
+        assert_eq!(of(EmptyRule::Lowest, ""), -original);
+        assert_eq!(of(EmptyRule::Lowest, "a river"), score("a river") - original);
     }
 }
