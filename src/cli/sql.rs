@@ -12,8 +12,8 @@ use crate::{
     models::encoder::config::EncoderConfig,
     pipeline::{
         assets,
+        made::made,
         plan::{Plan, paths::external_table},
-        run::made,
         spec::Yields,
         sqlscan,
         stage::sql::InputTable,

@@ -322,6 +322,19 @@ impl TempFile {
         Ok(Self { file, temporary, target: target.to_owned() })
     }
 
+    /// Gives the file its final name if there is none of that name; returns whether it was so. Not synced.
+    pub(super) fn publish_new(mut self) -> anyhow::Result<bool> {
+        let io = |e| io_error("write", &self.target, e);
+        self.file.take().context("the file is open until published")?.flush().map_err(io)?;
+        match std::fs::hard_link(&self.temporary, &self.target) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+            // Some file systems have no hard links.
+            Err(_) if self.target.exists() => Ok(false),
+            Err(_) => std::fs::rename(&self.temporary, &self.target).map(|()| true).map_err(io),
+        }
+    }
+
     /// Syncs the file, gives it its final name and returns its size.
     pub(super) fn publish(mut self) -> anyhow::Result<u64> {
         let io = |e| io_error("write", &self.target, e);
