@@ -101,7 +101,15 @@ fn show_schedule(plan: &Plan, scheduled: &[Scheduled]) -> std::io::Result<()> {
             Action::Skip => "skip: finished, unchanged".to_owned(),
             Action::Run(why) => format!("run: {why}"),
         };
-        grid.row([stage.name.clone(), yields.into(), stage.config.kind().into(), some_of(&reads), rows, tokens, action]);
+        grid.row([
+            stage.name.clone(),
+            yields.into(),
+            stage.config.kind().into(),
+            some_of(&reads),
+            rows,
+            tokens,
+            action,
+        ]);
     }
     let mut out = Out::new();
     write!(out, "{grid}")?;

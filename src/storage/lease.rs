@@ -107,7 +107,8 @@ impl Lease {
         let record = Record::new();
         let version = take(directory, terms, stop, &record).await?;
         let (owner, lost) = (record.owner.clone(), Arc::new(OnceLock::new()));
-        let renew = Renewal { directory: directory.clone(), record, version, lost: Arc::clone(&lost), stop: stop.clone() };
+        let renew =
+            Renewal { directory: directory.clone(), record, version, lost: Arc::clone(&lost), stop: stop.clone() };
         let renewing = tokio::spawn(renew.go_on(terms.beat));
         Ok(Self { directory: directory.clone(), owner, renewing, lost, released: false })
     }
@@ -193,7 +194,10 @@ async fn take(directory: &Location, terms: Terms, stop: &CancellationToken, reco
         if seen.is_none() {
             if alive.is_none() {
                 let life = terms.life.as_secs();
-                tracing::info!("{directory}: held by {}; taken over in {life} s unless it lives", named(holder.as_ref()));
+                tracing::info!(
+                    "{directory}: held by {}; taken over in {life} s unless it lives",
+                    named(holder.as_ref())
+                );
             }
             seen = Some((bytes, Instant::now()));
         }
