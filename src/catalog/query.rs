@@ -129,8 +129,40 @@ pub(super) fn sql_error(error: DataFusionError) -> anyhow::Error {
         root @ (DataFusionError::SQL(..) | DataFusionError::SchemaError(..)) => root.strip_backtrace(),
         root => root.message().into_owned(),
     };
+    let cause = struct_misused(&cause).unwrap_or(cause);
     let Some(diagnostic) = error.diagnostic() else { return anyhow::anyhow!("{cause}") };
     let place = diagnostic.span.map(|span| format!("line {}, column {}: ", span.start.line, span.start.column));
     let helps = diagnostic.helps.iter().map(|help| format!("; {}", help.message));
     anyhow::anyhow!("{}{cause}{}", place.unwrap_or_default(), helps.collect::<String>())
+}
+
+/// What to write where a message says that something cannot take a struct: the functions here give several, and DataFusion tells its types
+/// and signatures only.
+fn struct_misused(cause: &str) -> Option<String> {
+    let fields = &cause[cause.find("Struct(")? + "Struct(".len()..];
+    // `"name": Type` or `"name": non-null Type`, separated by commas, up to the bracket that closes the struct.
+    let (mut names, mut depth) = (Vec::new(), 0);
+    for (i, part) in fields.split('"').enumerate() {
+        if i % 2 == 1 {
+            if depth == 0 {
+                names.push(part);
+            }
+            continue;
+        }
+        depth += part.matches('(').count();
+        match depth.checked_sub(part.matches(')').count()) {
+            Some(inside) => depth = inside,
+            None => break,
+        }
+    }
+    let first = names.first()?;
+    let quoted = |lead: &str| cause.split_once(lead).and_then(|(_, rest)| rest.split_once('\'').map(|(name, _)| name));
+    let function = quoted("Function '").or_else(|| quoted("call to '"));
+    let example = function.map_or_else(|| format!("(…).{first}"), |name| format!("{name}((…).{first})"));
+    let place =
+        function.map_or_else(|| "a plain value is needed".to_owned(), |name| format!("{name} needs a plain value"));
+    Some(format!(
+        "{place}, and this is a struct with the fields {}: take one of them, as in {example}",
+        names.join(", ")
+    ))
 }
