@@ -18,7 +18,7 @@
 
 use super::defer::defer;
 use crate::udf::{ModelFunction, model_udf::ModelUdf, models::Models};
-use call::{Carried, Hoisted};
+use call::Hoisted;
 use datafusion::{
     common::{
         Column, Result,

@@ -2,7 +2,7 @@
 
 use super::{
     Hoister,
-    call::{Carried, Hoisted},
+    call::{Call, Carried, Hoisted},
     called,
 };
 use datafusion::{

@@ -6,7 +6,10 @@ use super::{
     calls,
 };
 use datafusion::{
-    common::{Column, Result, plan_err, tree_node::Transformed},
+    common::{
+        Column, Result, plan_err,
+        tree_node::{Transformed, TreeNode},
+    },
     logical_expr::{
         Aggregate, Distinct, DistinctOn, Expr, LogicalPlan, Projection, Sort, SubqueryAlias, Window,
         expr_rewriter::NamePreserver,
