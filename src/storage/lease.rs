@@ -130,8 +130,11 @@ impl Drop for Lease {
         }
         // Nothing waits for this; where it does not succeed, the lease runs out.
         if let Some(dir) = self.directory.local() {
-            let own = std::fs::read(dir.join(LEASE)).ok().filter(|b| parse(b).is_some_and(|r| r.owner == self.owner));
-            own.map(|bytes| delete_local(&dir, LEASE, &bytes).ok());
+            let own = || std::fs::read(dir.join(LEASE)).ok().filter(|b| parse(b).is_some_and(|r| r.owner == self.owner));
+            // A renewal may be on its way.
+            for _ in 0..3 {
+                own().map(|bytes| delete_local(&dir, LEASE, &bytes).ok());
+            }
         } else if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let (directory, owner) = (self.directory.clone(), self.owner.clone());
             runtime.spawn(async move { give_back(&directory, &owner).await });
@@ -141,7 +144,8 @@ impl Drop for Lease {
 
 async fn give_back(directory: &Location, owner: &str) {
     let work = async {
-        if let Some((bytes, version)) = directory.read_version(LEASE).await?
+        // Until it is gone: a renewal that was on its way when it was called off may have changed it in between.
+        while let Some((bytes, version)) = directory.read_version(LEASE).await?
             && parse(&bytes).is_some_and(|record| record.owner == owner)
         {
             directory.delete_version(LEASE, &version).await?;

@@ -152,7 +152,7 @@ stages:
   - table: organic
     ingest: raw
   - table: long
-    sql: { query: \"SELECT id, text, 'good' AS label FROM organic WHERE character_length(text) >= $low\" }
+    sql: { query: \"SELECT id, text, CASE WHEN id < '8' THEN 'good' ELSE 'bad' END AS label FROM organic WHERE character_length(text) >= $low\" }
   - model: classifier
     fasttext: { table: long, dim: 4, epoch: 1, bucket: 100 }
 ";
