@@ -49,7 +49,8 @@ impl Location {
         let Some(dir) = self.local() else { return self.put_if(name, bytes, PutMode::Create).await };
         let file = dir.join(name);
         blocking(move || {
-            let mut temp = TempFile::create(&file)?;
+            // Who gives a lease back removes a directory that is empty then, perhaps just now.
+            let mut temp = TempFile::create(&file).or_else(|_| TempFile::create(&file))?;
             temp.write_all(&bytes).map_err(|e| io_error("write", &file, e))?;
             let _guard = guard(&dir);
             Ok(temp.publish_new()?.then_some(Version::Content(bytes)))

@@ -130,11 +130,14 @@ impl Drop for Lease {
         }
         // Nothing waits for this; where it does not succeed, the lease runs out.
         if let Some(dir) = self.directory.local() {
-            let own = || std::fs::read(dir.join(LEASE)).ok().filter(|b| parse(b).is_some_and(|r| r.owner == self.owner));
+            let own =
+                || std::fs::read(dir.join(LEASE)).ok().filter(|b| parse(b).is_some_and(|r| r.owner == self.owner));
             // A renewal may be on its way.
             for _ in 0..3 {
                 own().map(|bytes| delete_local(&dir, LEASE, &bytes).ok());
             }
+            // An output that did not come about leaves no empty directory.
+            std::fs::remove_dir(&dir).ok();
         } else if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let (directory, owner) = (self.directory.clone(), self.owner.clone());
             runtime.spawn(async move { give_back(&directory, &owner).await });
@@ -150,6 +153,8 @@ async fn give_back(directory: &Location, owner: &str) {
         {
             directory.delete_version(LEASE, &version).await?;
         }
+        // An output that did not come about leaves no empty directory.
+        directory.local().map(|dir| std::fs::remove_dir(dir).ok());
         anyhow::Ok(())
     };
     if let Err(error) = work.await {

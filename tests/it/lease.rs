@@ -137,6 +137,7 @@ async fn a_dead_process_holds_nothing() {
         assert_eq!(taken.release().await, None);
     }
     // A file that says nothing blocks for a life and no longer.
+    fs::create_dir_all(home.path()).unwrap();
     fs::write(home.path().join(LEASE), "").unwrap();
     let begun = Instant::now();
     let taken = take(&location).await.unwrap();
