@@ -8,7 +8,10 @@ use datafusion::{
     sql::{
         parser::{DFParser, Statement},
         resolve::resolve_table_references,
-        sqlparser::ast::{self, AccessExpr, Expr, UnaryOperator, Value, visit_expressions_mut},
+        sqlparser::{
+            ast::{self, AccessExpr, Expr, UnaryOperator, Value, visit_expressions_mut},
+            parser::ParserError,
+        },
     },
 };
 use std::{collections::BTreeMap, ops::ControlFlow};
@@ -125,15 +128,28 @@ pub(super) fn table_references(statement: &Statement) -> Result<Vec<TableReferen
 /// A planning error with its position and its hints, without the names of the rules it went through.
 pub(super) fn sql_error(error: DataFusionError) -> anyhow::Error {
     let cause = match error.find_root() {
-        // These say more as a whole.
-        root @ (DataFusionError::SQL(..) | DataFusionError::SchemaError(..)) => root.strip_backtrace(),
+        DataFusionError::SQL(fault, _) => match fault.as_ref() {
+            ParserError::ParserError(text) | ParserError::TokenizerError(text) => format!("syntax error: {text}"),
+            ParserError::RecursionLimitExceeded => "the query is nested too deeply".to_owned(),
+        },
+        root @ DataFusionError::SchemaError(..) => {
+            let text = root.strip_backtrace();
+            text.strip_prefix("Schema error: ").map(str::to_owned).unwrap_or(text)
+        }
         root => root.message().into_owned(),
     };
+    let cause = argument_refused(&cause).unwrap_or(cause);
     let cause = struct_misused(&cause).unwrap_or(cause);
     let Some(diagnostic) = error.diagnostic() else { return anyhow::anyhow!("{cause}") };
     let place = diagnostic.span.map(|span| format!("line {}, column {}: ", span.start.line, span.start.column));
     let helps = diagnostic.helps.iter().map(|help| format!("; {}", help.message));
     anyhow::anyhow!("{}{cause}{}", place.unwrap_or_default(), helps.collect::<String>())
+}
+
+/// What one of our functions says of its arguments, without the signatures that DataFusion puts around it.
+fn argument_refused(cause: &str) -> Option<String> {
+    let (_, said) = cause.split_once("user-defined coercion failed with: Error during planning: ")?;
+    Some(said.split(". No function matches").next().unwrap_or(said).to_owned())
 }
 
 /// What to write where a message says that something cannot take a struct: the functions here give several, and DataFusion tells its types

@@ -168,7 +168,7 @@ impl Desk {
             InputTable::Managed { location, table } => TableSource::Managed { location, table },
             InputTable::Files(path) => TableSource::Files(path),
         };
-        self.session.register(name, source).await.with_context(|| format!("the table `{name}`"))
+        self.session.register(name, source).await
     }
 
     /// Tables of the pipeline that no run has made.

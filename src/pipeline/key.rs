@@ -127,7 +127,7 @@ async fn model_hashes(stage: &Stage, known: &Known, models: &Models) -> Result<B
     for name in &stage.models {
         let hash = match known.get(name) {
             Some(key) => key.clone(),
-            None => models.hash(name).await.with_context(|| format!("the model `{name}`"))?,
+            None => models.hash(name).await?,
         };
         hashes.insert(name.clone(), hash);
     }

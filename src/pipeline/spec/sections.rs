@@ -39,7 +39,9 @@ pub(super) fn models(tree: &Node, problems: &mut Problems) -> BTreeMap<String, L
         Some(Value::List(stages)) => stages.iter().filter_map(|s| text_of(&s.get("model")?.value)).collect(),
         _ => Vec::new(),
     };
-    let entries = section(tree, "models", "model", problems).iter();
+    let entries = section(tree, "models", "model", problems);
+    let others = |name: &str| entries.iter().map(|e| e.key.as_str()).filter(|key| *key != name).collect::<Vec<_>>();
+    let entries = entries.iter();
     entries
         .map(|entry| {
             let mut node = entry.value.clone();
@@ -48,19 +50,26 @@ pub(super) fn models(tree: &Node, problems: &mut Problems) -> BTreeMap<String, L
             if made.contains(&entry.key) && node.get("path").is_none() && !remote {
                 push(&mut node, "path", Value::Text(String::new()));
             }
-            (entry.key.clone(), Located { value: model(&entry.key, &node, problems), at: entry.key_at.clone() })
+            (
+                entry.key.clone(),
+                Located { value: model(&entry.key, &node, &others(&entry.key), problems), at: entry.key_at.clone() },
+            )
         })
         .collect()
 }
 
-fn model(name: &str, node: &Node, problems: &mut Problems) -> Option<ModelSpec> {
+fn model(name: &str, node: &Node, others: &[&str], problems: &mut Problems) -> Option<ModelSpec> {
     const KINDS: &[&str] = &["causal_lm", "encoder", "fasttext", "remote", "tokenizer"];
     let Value::Map(entries) = &node.value else {
         problems.add(&node.at, format!("the model `{name}` must be a mapping, e.g. {{ kind: causal_lm, path: … }}"));
         return None;
     };
     let Some(kind) = node.get("kind") else {
-        problems.add(&node.at, format!("the key `kind` is missing; add it, one of {}", list(KINDS)));
+        // An entry that `--set models.NAME.path=…` made is perhaps a slip.
+        let slip = Some(suggest(name, others)).filter(|hint| hint.contains("did you mean"));
+        let hint =
+            slip.map(|hint| format!("; or is `{name}` a slip{}", hint.replacen(';', ",", 1))).unwrap_or_default();
+        problems.add(&node.at, format!("the key `kind` is missing; add it, one of {}{hint}", list(KINDS)));
         return None;
     };
     let rest: Vec<Entry> = entries.iter().filter(|e| e.key != "kind").cloned().collect();
