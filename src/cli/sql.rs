@@ -192,7 +192,8 @@ impl Desk {
         if note == Note::Figures && stderr().is_terminal() {
             let tokens = self.models.output_tokens();
             let tokens = if tokens > 0 { format!(", {} tokens made", count(tokens)) } else { String::new() };
-            message(&format!("{} rows in {}{tokens}", count(rows), seconds(start.elapsed().as_secs_f64())));
+            let plural = if rows == 1 { "" } else { "s" };
+            message(&format!("{} row{plural} in {}{tokens}", count(rows), seconds(start.elapsed().as_secs_f64())));
         }
         Ok(())
     }

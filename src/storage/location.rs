@@ -317,7 +317,7 @@ impl TempFile {
         let name = target.file_name().context("a file has a name")?.to_string_lossy();
         let n = COUNTER.fetch_add(1, Ordering::Relaxed);
         let temporary = dir.join(format!(".{name}.{}-{n}{TEMPORARY}", std::process::id()));
-        let file = std::fs::File::create(&temporary).map_err(|e| io_error("create", &temporary, e))?;
+        let file = std::fs::File::create(&temporary).map_err(|e| io_error("create", target, e))?;
         let file = Some(std::io::BufWriter::with_capacity(1 << 18, file));
         Ok(Self { file, temporary, target: target.to_owned() })
     }
