@@ -66,7 +66,8 @@ fn model(name: &str, node: &Node, others: &[&str], problems: &mut Problems) -> O
     };
     let Some(kind) = node.get("kind") else {
         // An entry that `--set models.NAME.path=…` made is perhaps a slip.
-        let slip = Some(suggest(name, others)).filter(|hint| hint.contains("did you mean"));
+        let set = node.at.file.starts_with("--set ");
+        let slip = set.then(|| suggest(name, others)).filter(|hint| hint.contains("did you mean"));
         let hint =
             slip.map(|hint| format!("; or is `{name}` a slip{}", hint.replacen(';', ",", 1))).unwrap_or_default();
         problems.add(&node.at, format!("the key `kind` is missing; add it, one of {}{hint}", list(KINDS)));
