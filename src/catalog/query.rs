@@ -8,7 +8,10 @@ use datafusion::{
     sql::{
         parser::{DFParser, Statement},
         resolve::resolve_table_references,
-        sqlparser::ast::{self, AccessExpr, Expr, UnaryOperator, Value, visit_expressions_mut},
+        sqlparser::{
+            ast::{self, AccessExpr, Expr, UnaryOperator, Value, visit_expressions_mut},
+            parser::ParserError,
+        },
     },
 };
 use std::{collections::BTreeMap, ops::ControlFlow};
@@ -125,12 +128,57 @@ pub(super) fn table_references(statement: &Statement) -> Result<Vec<TableReferen
 /// A planning error with its position and its hints, without the names of the rules it went through.
 pub(super) fn sql_error(error: DataFusionError) -> anyhow::Error {
     let cause = match error.find_root() {
-        // These say more as a whole.
-        root @ (DataFusionError::SQL(..) | DataFusionError::SchemaError(..)) => root.strip_backtrace(),
+        DataFusionError::SQL(fault, _) => match fault.as_ref() {
+            ParserError::ParserError(text) | ParserError::TokenizerError(text) => format!("syntax error: {text}"),
+            ParserError::RecursionLimitExceeded => "the query is nested too deeply".to_owned(),
+        },
+        root @ DataFusionError::SchemaError(..) => {
+            let text = root.strip_backtrace();
+            text.strip_prefix("Schema error: ").map(str::to_owned).unwrap_or(text)
+        }
         root => root.message().into_owned(),
     };
+    let cause = argument_refused(&cause).unwrap_or(cause);
+    let cause = struct_misused(&cause).unwrap_or(cause);
     let Some(diagnostic) = error.diagnostic() else { return anyhow::anyhow!("{cause}") };
     let place = diagnostic.span.map(|span| format!("line {}, column {}: ", span.start.line, span.start.column));
     let helps = diagnostic.helps.iter().map(|help| format!("; {}", help.message));
     anyhow::anyhow!("{}{cause}{}", place.unwrap_or_default(), helps.collect::<String>())
+}
+
+/// What one of our functions says of its arguments, without the signatures that DataFusion puts around it.
+fn argument_refused(cause: &str) -> Option<String> {
+    let (_, said) = cause.split_once("user-defined coercion failed with: Error during planning: ")?;
+    Some(said.split(". No function matches").next().unwrap_or(said).to_owned())
+}
+
+/// What to write where a message says that something cannot take a struct: the functions here give several, and DataFusion tells its types
+/// and signatures only.
+fn struct_misused(cause: &str) -> Option<String> {
+    let fields = &cause[cause.find("Struct(")? + "Struct(".len()..];
+    // `"name": Type` or `"name": non-null Type`, separated by commas, up to the bracket that closes the struct.
+    let (mut names, mut depth) = (Vec::new(), 0);
+    for (i, part) in fields.split('"').enumerate() {
+        if i % 2 == 1 {
+            if depth == 0 {
+                names.push(part);
+            }
+            continue;
+        }
+        depth += part.matches('(').count();
+        match depth.checked_sub(part.matches(')').count()) {
+            Some(inside) => depth = inside,
+            None => break,
+        }
+    }
+    let first = names.first()?;
+    let quoted = |lead: &str| cause.split_once(lead).and_then(|(_, rest)| rest.split_once('\'').map(|(name, _)| name));
+    let function = quoted("Function '").or_else(|| quoted("call to '"));
+    let example = function.map_or_else(|| format!("(…).{first}"), |name| format!("{name}((…).{first})"));
+    let place =
+        function.map_or_else(|| "a plain value is needed".to_owned(), |name| format!("{name} needs a plain value"));
+    Some(format!(
+        "{place}, and this is a struct with the fields {}: take one of them, as in {example}",
+        names.join(", ")
+    ))
 }

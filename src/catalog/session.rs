@@ -156,7 +156,7 @@ impl Session {
             }
             TableSource::Files(pattern) => tables::files(&self.ctx, &pattern).await,
         };
-        let provider = provider.with_context(|| format!("table `{name}`"))?;
+        let provider = provider.with_context(|| format!("the table `{name}`"))?;
         let reference = datafusion::common::TableReference::bare(name);
         self.ctx.deregister_table(reference.clone())?;
         self.ctx.register_table(reference, provider)?;

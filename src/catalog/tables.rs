@@ -154,15 +154,10 @@ pub(super) async fn files(ctx: &SessionContext, pattern: &str) -> Result<Arc<dyn
     }
     let mut found = Location::expand(pattern).await?;
     found.retain(|(_, meta)| !meta.location.filename().unwrap_or_default().starts_with(['_', '.']));
-    let Some((location, first)) = found.first().cloned() else { bail!("{pattern} matches no data files") };
-    let kind = Kind::of(&first)?;
-    for (_, meta) in &found {
-        ensure!(
-            Kind::of(meta)? == kind,
-            "{pattern} matches files of different formats: {} and {}",
-            first.location,
-            meta.location
-        );
+    let Some((location, _)) = found.first().cloned() else { bail!("{pattern} matches no data files") };
+    let kind = Kind::of(&location)?;
+    for (other, _) in &found {
+        ensure!(Kind::of(other)? == kind, "{pattern} matches files of different formats: {location} and {other}");
     }
     let metas: Vec<ObjectMeta> = found.iter().map(|(_, meta)| meta.clone()).collect();
     match kind {
@@ -194,16 +189,15 @@ enum Kind {
 }
 
 impl Kind {
-    fn of(meta: &ObjectMeta) -> Result<Self> {
-        let name = meta.location.filename().unwrap_or_default().to_ascii_lowercase();
+    fn of(file: &Location) -> Result<Self> {
+        let name = file.prefix.filename().unwrap_or_default().to_ascii_lowercase();
         let plain = [".gz", ".zst", ".zstd"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
         match plain.rsplit_once('.').map(|(_, extension)| extension) {
             Some("parquet") => Ok(Self::Parquet),
             Some("jsonl" | "ndjson" | "json") => Ok(Self::Text(Format::Json)),
             Some("csv") => Ok(Self::Text(Format::Csv)),
             _ => bail!(
-                "{}: cannot tell the format; known are .parquet, .jsonl, .ndjson, .json and .csv (text also with .gz or .zst)",
-                meta.location
+                "{file}: cannot tell the format; known are .parquet, .jsonl, .ndjson, .json and .csv (text also with .gz or .zst)"
             ),
         }
     }

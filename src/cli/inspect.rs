@@ -102,7 +102,7 @@ async fn table(path: &str, manifest: &Manifest, out: &mut Out) -> Result<()> {
     }
     write!(out, "\n{grid}")?;
     let session = session()?;
-    session.register("t", TableSource::Files(path.to_owned())).await?;
+    as_t(&session, path).await?;
     samples(&session, out).await?;
     if !manifest.failed_files.is_empty() {
         let (parent, name) = split_table(path);
@@ -164,11 +164,17 @@ fn made_from(
     Ok(writeln!(out, "made by: {code}")?)
 }
 
+/// Registers what is looked at as `t`, a name that nobody gave and no message needs.
+async fn as_t(session: &Session, path: &str) -> Result<()> {
+    let registered = session.register("t", TableSource::Files(path.to_owned())).await;
+    registered.map_err(|e| anyhow::anyhow!(e.chain().skip(1).map(ToString::to_string).collect::<Vec<_>>().join(": ")))
+}
+
 async fn files(path: &str, out: &mut Out) -> Result<()> {
     let found = Location::expand(path).await?;
     let size: u64 = found.iter().map(|(_, meta)| meta.size).sum();
     let session = session()?;
-    session.register("t", TableSource::Files(path.to_owned())).await?;
+    as_t(&session, path).await?;
     let rows = first_number(&session, "SELECT count(*) FROM t").await?;
     let n = found.len();
     writeln!(out, "{path}: {} rows, {n} file{}, {}\n", count(rows), plural(n), bytes(size))?;

@@ -9,8 +9,9 @@ use super::{
 };
 use crate::{
     pipeline::{
+        made::Made,
         plan::Plan,
-        run::{Action, Made, Outcome, Report, Scheduled, Selection, run, schedule},
+        run::{Action, Outcome, Report, Scheduled, Selection, run, schedule},
         spec::Yields,
         yaml::problem::{Problems, suggest},
     },
@@ -100,13 +101,42 @@ fn show_schedule(plan: &Plan, scheduled: &[Scheduled]) -> std::io::Result<()> {
             Action::Skip => "skip: finished, unchanged".to_owned(),
             Action::Run(why) => format!("run: {why}"),
         };
-        let reads = if reads.is_empty() { "-".into() } else { reads.join(" ") };
-        grid.row([stage.name.clone(), yields.into(), stage.config.kind().into(), reads, rows, tokens, action]);
+        grid.row([
+            stage.name.clone(),
+            yields.into(),
+            stage.config.kind().into(),
+            some_of(&reads),
+            rows,
+            tokens,
+            action,
+        ]);
     }
     let mut out = Out::new();
     write!(out, "{grid}")?;
     let running = scheduled.iter().filter(|s| s.action != Action::Skip).count();
     writeln!(out, "\n{running} of {} stages would run, at {}; nothing was changed", scheduled.len(), plan.location)
+}
+
+/// Names in one line of bounded width: a union of fifty tables must not push the other columns out of sight.
+fn some_of(names: &[&str]) -> String {
+    const ROOM: usize = 40;
+    let (mut line, mut shown) = (String::new(), 0);
+    for name in names {
+        let more = if shown + 1 < names.len() { " +99".len() } else { 0 };
+        if shown > 0 && line.chars().count() + 1 + name.chars().count() + more > ROOM {
+            break;
+        }
+        if shown > 0 {
+            line.push(' ');
+        }
+        line.push_str(name);
+        shown += 1;
+    }
+    match names.len() - shown {
+        _ if names.is_empty() => "-".into(),
+        0 => line,
+        rest => format!("{line} +{rest}"),
+    }
 }
 
 fn show_report(plan: &Plan, report: &Report) -> std::io::Result<()> {
@@ -158,4 +188,21 @@ fn conclude(pipeline: &std::path::Path, report: Report) -> Result<(), Failure> {
     message(&format!("error: {error:#}"));
     message("what is done is kept; mend the cause and run the same command again to continue");
     Err(Failure::Silent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::some_of;
+
+    #[test]
+    fn many_names_take_little_room() {
+        assert_eq!(some_of(&[]), "-");
+        assert_eq!(some_of(&["a", "b"]), "a b");
+        let long = "a_name_of_more_than_forty_characters_is_shown_whole";
+        assert_eq!(some_of(&[long, "b"]), format!("{long} +1"));
+        let many: Vec<String> = (0..24).map(|i| format!("evals_{i:02}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!(some_of(&many), "evals_00 evals_01 evals_02 evals_03 +20");
+        assert_eq!(some_of(&many[..4]), "evals_00 evals_01 evals_02 evals_03");
+    }
 }

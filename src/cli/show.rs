@@ -247,7 +247,7 @@ fn wrapped(text: &str, room: usize) -> Vec<String> {
                 lines.push(std::mem::take(&mut current).trim_end().to_owned());
             }
             current.push_str(word);
-            while current.chars().count() > room {
+            while current.trim_end().chars().count() > room {
                 let cut = current.char_indices().nth(room).map_or(current.len(), |(at, _)| at);
                 let rest = current.split_off(cut);
                 lines.push(std::mem::replace(&mut current, rest));
@@ -296,6 +296,7 @@ mod tests {
         assert_eq!(shortened(&"x".repeat(50)).chars().count(), CELL);
         assert_eq!(wrapped("one two three\n\nfour", 8), ["one two", "three", "", "four"]);
         assert_eq!(wrapped("abcdefghij", 4), ["abcd", "efgh", "ij"]);
+        assert_eq!(wrapped("abc defg hi", 8), ["abc defg", "hi"]);
         let mut out = Vec::new();
         blocks(&["id", "text"], &[vec!["1".into(), "one two three".into()]], Size { width: 27, lines: 9 }, &mut out)
             .unwrap();

@@ -12,8 +12,8 @@ use crate::{
     models::encoder::config::EncoderConfig,
     pipeline::{
         assets,
+        made::made,
         plan::{Plan, paths::external_table},
-        run::made,
         spec::Yields,
         sqlscan,
         stage::sql::InputTable,
@@ -168,7 +168,7 @@ impl Desk {
             InputTable::Managed { location, table } => TableSource::Managed { location, table },
             InputTable::Files(path) => TableSource::Files(path),
         };
-        self.session.register(name, source).await.with_context(|| format!("the table `{name}`"))
+        self.session.register(name, source).await
     }
 
     /// Tables of the pipeline that no run has made.
@@ -192,7 +192,8 @@ impl Desk {
         if note == Note::Figures && stderr().is_terminal() {
             let tokens = self.models.output_tokens();
             let tokens = if tokens > 0 { format!(", {} tokens made", count(tokens)) } else { String::new() };
-            message(&format!("{} rows in {}{tokens}", count(rows), seconds(start.elapsed().as_secs_f64())));
+            let plural = if rows == 1 { "" } else { "s" };
+            message(&format!("{} row{plural} in {}{tokens}", count(rows), seconds(start.elapsed().as_secs_f64())));
         }
         Ok(())
     }

@@ -94,7 +94,9 @@ async fn tables(plan: &Plan, stage: &Stage, known: &Known) -> Result<BTreeMap<St
                     .with_context(|| format!("the table `{name}` at {location} is not finished: it has no manifest"))?
                     .key
             }
-            (None, Some(InputTable::Files(path))) => digest(&files(path).await?),
+            (None, Some(InputTable::Files(path))) => {
+                digest(&files(path).await.with_context(|| format!("the table `{name}` of the section `tables:`"))?)
+            }
             (None, None) => anyhow::bail!("the table `{name}` has no maker"),
         };
         inputs.insert(name.clone(), print);
@@ -125,7 +127,7 @@ async fn model_hashes(stage: &Stage, known: &Known, models: &Models) -> Result<B
     for name in &stage.models {
         let hash = match known.get(name) {
             Some(key) => key.clone(),
-            None => models.hash(name).await.with_context(|| format!("the model `{name}`"))?,
+            None => models.hash(name).await?,
         };
         hashes.insert(name.clone(), hash);
     }

@@ -3,6 +3,7 @@
 pub mod assets;
 pub mod graph;
 pub mod key;
+pub mod made;
 pub mod plan;
 pub mod run;
 pub mod spec;

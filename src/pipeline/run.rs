@@ -4,6 +4,7 @@
 use super::{
     graph,
     key::{Known, StageKey, code_version, stage_key},
+    made::{Made, directory, made},
     plan::{Plan, Stage, Work},
     spec::Yields,
     stage::{
@@ -13,8 +14,8 @@ use super::{
 use crate::{
     storage::{
         commit::TableCommit,
-        location::Location,
-        manifest::{Cost, MANIFEST, Manifest, ModelManifest, Rows},
+        lease::{LEASE, Lease, Terms},
+        manifest::MANIFEST,
     },
     udf::models::Models,
 };
@@ -77,89 +78,6 @@ pub struct Outcome {
     pub skipped: bool,
     /// What it left.
     pub made: Made,
-}
-
-/// What a finished stage left: the manifest of its table or model.
-#[derive(Debug, Clone)]
-pub enum Made {
-    /// A table's manifest.
-    Table(Manifest),
-    /// A model's manifest.
-    Model(ModelManifest),
-}
-
-impl Made {
-    /// Hash of everything that decided the output.
-    pub fn key(&self) -> &str {
-        match self {
-            Self::Table(m) => &m.key,
-            Self::Model(m) => &m.key,
-        }
-    }
-    /// Row arithmetic; for a model, of its training examples.
-    pub fn rows(&self) -> Rows {
-        match self {
-            Self::Table(m) => m.rows,
-            Self::Model(m) => m.rows,
-        }
-    }
-    /// What it took to make.
-    pub fn cost(&self) -> Cost {
-        match self {
-            Self::Table(m) => m.cost,
-            Self::Model(m) => m.cost,
-        }
-    }
-    fn code_version(&self) -> &str {
-        match self {
-            Self::Table(m) => &m.code_version,
-            Self::Model(m) => &m.code_version,
-        }
-    }
-    fn inputs(&self) -> &BTreeMap<String, String> {
-        match self {
-            Self::Table(m) => &m.inputs,
-            Self::Model(m) => &m.inputs,
-        }
-    }
-    fn models(&self) -> &BTreeMap<String, String> {
-        match self {
-            Self::Table(m) => &m.models,
-            Self::Model(m) => &m.models,
-        }
-    }
-    fn table(&self) -> Option<&Manifest> {
-        match self {
-            Self::Table(m) => Some(m),
-            Self::Model(_) => None,
-        }
-    }
-}
-
-/// The output of a stage, if there is a finished one, whatever its key.
-///
-/// # Errors
-/// The location cannot be read, or the manifest is not ours.
-pub async fn made(plan: &Plan, stage: &Stage) -> Result<Option<Made>> {
-    match stage.yields {
-        Yields::Table => Ok(TableCommit::manifest(&plan.location, &stage.name).await?.map(Made::Table)),
-        Yields::Model => {
-            let directory = home(plan, stage).join(&stage.name);
-            let Some(bytes) = directory.read(MANIFEST).await? else { return Ok(None) };
-            let manifest = serde_json::from_slice(&bytes).with_context(|| {
-                format!("{directory}/{MANIFEST} is not a manifest of this program; remove {directory}")
-            })?;
-            Ok(Some(Made::Model(manifest)))
-        }
-    }
-}
-
-/// Where a stage's output lies: the directory above it.
-fn home(plan: &Plan, stage: &Stage) -> Location {
-    match stage.yields {
-        Yields::Table => plan.location.clone(),
-        Yields::Model => plan.location.join("models"),
-    }
 }
 
 /// Decides what runs. Loads no model and changes nothing.
@@ -280,18 +198,17 @@ pub async fn run(
     }
     for item in schedule {
         let stage = &plan.stages[item.stage];
-        let skipped = item.action == Action::Skip;
-        let result = match (&item.former, skipped) {
-            (Some(manifest), true) => Ok(manifest.clone()),
+        let result = match &item.former {
+            Some(former) if item.action == Action::Skip => Ok((former.clone(), false)),
             _ if cancel.is_cancelled() => Err(anyhow::anyhow!("stopped")),
-            _ => run_stage(plan, item, models, progress, cancel).await,
+            _ => make(plan, item, models, progress, cancel).await,
         };
         match result {
-            Ok(made) => {
-                if !skipped {
+            Ok((made, ran)) => {
+                if ran {
                     progress.end(&stage.name, made.table());
                 }
-                report.stages.push(Outcome { name: stage.name.clone(), yields: stage.yields, skipped, made });
+                report.stages.push(Outcome { name: stage.name.clone(), yields: stage.yields, skipped: !ran, made });
             }
             Err(error) => {
                 progress.end(&stage.name, None);
@@ -320,17 +237,66 @@ async fn clear_forced(plan: &Plan, schedule: &[Scheduled]) -> Result<()> {
 
 /// Removes an output, the manifest first, and the tables beside it.
 async fn clear(plan: &Plan, stage: &Stage) -> Result<()> {
+    let directory = directory(plan, stage);
+    let lease = Lease::take(&directory, Terms::default(), &CancellationToken::new()).await?;
     for table in stage.config.side_tables(&stage.name) {
         TableCommit::remove(&plan.location, &table).await?;
     }
     if stage.yields == Yields::Table {
-        return TableCommit::remove(&plan.location, &stage.name).await;
+        TableCommit::remove(&plan.location, &stage.name).await?;
+    } else {
+        directory.delete(MANIFEST).await?;
+        for file in directory.list().await? {
+            if let Some(name) = file.location.filename().filter(|name| *name != LEASE) {
+                directory.delete(name).await?;
+            }
+        }
     }
-    let directory = home(plan, stage).join(&stage.name);
-    directory.delete(MANIFEST).await?;
-    for file in directory.list().await? {
-        if let Some(name) = file.location.filename() {
-            directory.delete(name).await?;
+    lease.release().await;
+    Ok(())
+}
+
+/// Makes what a stage yields, as the only run that does so at this location. False: another run has made it since the schedule was made.
+async fn make(
+    plan: &Plan,
+    item: &Scheduled,
+    models: &Arc<Models>,
+    progress: &Arc<dyn Progress>,
+    cancel: &CancellationToken,
+) -> Result<(Made, bool)> {
+    let stage = &plan.stages[item.stage];
+    let stop = cancel.child_token();
+    let lease = Lease::take(&directory(plan, stage), Terms::default(), &stop).await?;
+    let work = async {
+        if let Some(former) = made(plan, stage).await?.filter(|former| former.key() == item.key.key) {
+            tracing::info!("{}: another run has finished it meanwhile", stage.name);
+            return Ok((former, false));
+        }
+        same_inputs(plan, stage, &item.key).await?;
+        Ok((run_stage(plan, item, models, progress, &stop).await?, true))
+    };
+    let result = work.await;
+    match (lease.release().await, result) {
+        (Some(taker), Err(_)) => bail!("{taker}"),
+        (_, result) => result,
+    }
+}
+
+/// What the stage reads must still be what its key was made of: another run, with other parameters, may have made it anew.
+async fn same_inputs(plan: &Plan, stage: &Stage, key: &StageKey) -> Result<()> {
+    for upstream in stage.needs.iter().map(|&n| &plan.stages[n]) {
+        let mut names = upstream.config.side_tables(&upstream.name);
+        names.push(upstream.name.clone());
+        let Some(expected) = names.iter().find_map(|name| key.inputs.get(name).or_else(|| key.models.get(name))) else {
+            continue;
+        };
+        let found = made(plan, upstream).await?;
+        if found.as_ref().is_none_or(|found| found.key() != expected) {
+            bail!(
+                "`{}` was made anew by another run, with other settings or inputs, after this run began; run the same command again, or \
+                 use another location",
+                upstream.name
+            );
         }
     }
     Ok(())

@@ -5,7 +5,8 @@
 //!
 //! Killed at any instant, the next run with the same key finds some records and redoes the rest: a data file without a
 //! record is overwritten or removed, a record without its file is not believed. Locally `_lock` (a lock that dies with
-//! its process) keeps a second process out; S3 has no such lock, so do not run two processes on one table there.
+//! its process) keeps a second process out; on S3 nothing here does. Pipelines hold the [lease](super::lease) of a table while they
+//! make it, which keeps a second run out of both.
 
 pub use super::fragment::{FragmentWriter, failed_schema};
 use super::{

@@ -24,7 +24,7 @@ pub(super) async fn expand(pattern: &str) -> anyhow::Result<Vec<(Location, Objec
     if found.is_empty() {
         let place = std::env::current_dir().ok().filter(|_| !pattern.contains("://") && !pattern.starts_with('/'));
         let place = place.map(|d| format!(" (looked in {})", d.display())).unwrap_or_default();
-        bail!("no file matches `{pattern}`{place}; check the path of the source");
+        bail!("no file matches `{pattern}`{place}; check the path");
     }
     Ok(found)
 }

@@ -317,9 +317,22 @@ impl TempFile {
         let name = target.file_name().context("a file has a name")?.to_string_lossy();
         let n = COUNTER.fetch_add(1, Ordering::Relaxed);
         let temporary = dir.join(format!(".{name}.{}-{n}{TEMPORARY}", std::process::id()));
-        let file = std::fs::File::create(&temporary).map_err(|e| io_error("create", &temporary, e))?;
+        let file = std::fs::File::create(&temporary).map_err(|e| io_error("create", target, e))?;
         let file = Some(std::io::BufWriter::with_capacity(1 << 18, file));
         Ok(Self { file, temporary, target: target.to_owned() })
+    }
+
+    /// Gives the file its final name if there is none of that name; returns whether it was so. Not synced.
+    pub(super) fn publish_new(mut self) -> anyhow::Result<bool> {
+        let io = |e| io_error("write", &self.target, e);
+        self.file.take().context("the file is open until published")?.flush().map_err(io)?;
+        match std::fs::hard_link(&self.temporary, &self.target) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+            // Some file systems have no hard links.
+            Err(_) if self.target.exists() => Ok(false),
+            Err(_) => std::fs::rename(&self.temporary, &self.target).map(|()| true).map_err(io),
+        }
     }
 
     /// Syncs the file, gives it its final name and returns its size.

@@ -2,9 +2,11 @@
 //! model files come from. Knows nothing of SQL or of what a stage does.
 
 pub mod commit;
+mod conditional;
 mod fragment;
 mod glob;
 pub mod hub;
+pub mod lease;
 pub mod location;
 pub mod manifest;
 pub mod packed;

@@ -32,7 +32,7 @@ mod spec;
 pub(super) use files::{hash_files, model_files};
 use spec::pair_prompt;
 pub use spec::{AnswerForm, CausalLmSpec, FastTextSpec, LmSettings, ModelSpec, TokenizerSpec, recommended};
-pub(super) use spec::{precision, read_prompt};
+pub(super) use spec::{asked, precision, read_prompt};
 
 /// Sequences generated at the same time where nothing says otherwise.
 const DEFAULT_SLOTS: usize = 32;

@@ -8,7 +8,7 @@ mod http;
 
 use super::{
     lm::{Answer, Draw},
-    models::{AnswerForm, LmSettings},
+    models::{LmSettings, asked},
     speaker::{Form, Unframed, chatml_text, template},
 };
 use crate::{
@@ -16,8 +16,7 @@ use crate::{
     storage::hub,
     text::{
         chat::ChatTemplate,
-        chunk::Boundary,
-        prompt::{MARKER, PairPrompt, Prompt},
+        prompt::{PairPrompt, Prompt},
         tokenizer::Tokenizer,
     },
 };
@@ -25,54 +24,40 @@ use anyhow::{Context, Result, ensure};
 pub use http::Limits;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::path::PathBuf;
 
 /// Requests at the same time where nothing says otherwise.
 pub const DEFAULT_CONCURRENCY: usize = 32;
 
-/// An endpoint and how to ask it.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RemoteSpec {
-    /// Up to and with the version, as `http://localhost:8000/v1`.
-    pub base_url: String,
-    /// The model's name at the endpoint.
-    pub model: String,
-    /// Which of the endpoint's two interfaces is used.
-    #[serde(default)]
-    pub api: Api,
-    /// Environment variable with the key, sent as bearer token; the key itself never stands in a file or a message.
-    pub api_key_env: Option<String>,
-    /// Requests at the same time, of all queries of this process. Default: 32.
-    pub concurrency: Option<usize>,
-    /// Seconds that one attempt may take, from connecting to the last byte. Default: 120.
-    pub timeout_seconds: Option<f64>,
-    /// Attempts after the first, for connections that fail, time-outs, replies that are no JSON, and status 408, 429 and 5xx. Default: 5.
-    pub retries: Option<u32>,
-    /// Seconds before the first retry; doubles each time up to 30, less up to half of it by chance; a `Retry-After` header may ask for more.
-    /// Default: 1.
-    pub retry_pause_seconds: Option<f64>,
-    /// Directory with the model's tokenizer.json and chat template, or `hf://…`. With it, texts are cut in tokens as for a model in this process,
-    /// and `api: completions` sends token ids, so that a text that spells out control tokens stays text.
-    pub tokenizer: Option<String>,
-    /// Template file with a `{TEXT}` mark (with `{ORIGINAL}` and `{REPHRASED}` for a judge); else the embedded prompt.
-    pub prompt: Option<PathBuf>,
-    /// 0 is greedy. Paper: 1.0.
-    pub temperature: Option<f32>,
-    /// Paper: 0.9.
-    pub top_p: Option<f32>,
-    /// 0 keeps all (default); sent only where it is given, OpenAI's own servers do not know it.
-    pub top_k: Option<usize>,
-    /// Tokens generated per chunk at most. Paper: 2048.
-    pub max_new_tokens: Option<usize>,
-    /// Tokens of a whole prompt at most, where `tokenizer` is given. Paper: 8192.
-    pub max_prompt_tokens: Option<usize>,
-    /// Characters of a chunk. Paper: 7000.
-    pub chunk_chars: Option<usize>,
-    /// Where cuts may fall. Paper: `char`.
-    pub chunk_boundary: Option<Boundary>,
-    /// Marker before the rephrased text; empty: the whole answer is the text.
-    pub marker: Option<String>,
+asked! {
+    /// An endpoint and how to ask it.
+    #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct RemoteSpec {
+        {
+            /// Up to and with the version, as `http://localhost:8000/v1`.
+            pub base_url: String,
+            /// The model's name at the endpoint.
+            pub model: String,
+            /// Which of the endpoint's two interfaces is used.
+            #[serde(default)]
+            pub api: Api,
+            /// Environment variable with the key, sent as bearer token; the key itself never stands in a file or a message.
+            pub api_key_env: Option<String>,
+            /// Requests at the same time, of all queries of this process. Default: 32.
+            pub concurrency: Option<usize>,
+            /// Seconds that one attempt may take, from connecting to the last byte. Default: 120.
+            pub timeout_seconds: Option<f64>,
+            /// Attempts after the first, for connections that fail, time-outs, replies that are no JSON, and status 408, 429 and 5xx. Default: 5.
+            pub retries: Option<u32>,
+            /// Seconds before the first retry; doubles each time up to 30, less up to half of it by chance; a `Retry-After` header may ask for more.
+            /// Default: 1.
+            pub retry_pause_seconds: Option<f64>,
+            /// Directory with the model's tokenizer.json and chat template, or `hf://…`. With it, texts are cut in tokens as for a model in this process,
+            /// and `api: completions` sends token ids, so that a text that spells out control tokens stays text.
+            pub tokenizer: Option<String>,
+        }
+        asked {}
+    }
 }
 
 /// An interface of the endpoint.
@@ -233,18 +218,7 @@ fn read(reply: &Value, api: Api) -> Result<Answer, String> {
 }
 
 fn settings(spec: &RemoteSpec) -> Result<LmSettings> {
-    let settings = LmSettings {
-        temperature: spec.temperature.unwrap_or(1.0),
-        top_p: spec.top_p.unwrap_or(0.9),
-        top_k: spec.top_k.unwrap_or(0),
-        max_new_tokens: spec.max_new_tokens.unwrap_or(2048),
-        max_prompt_tokens: spec.max_prompt_tokens.unwrap_or(8192),
-        chunk_chars: spec.chunk_chars.unwrap_or(7000),
-        chunk_boundary: spec.chunk_boundary.unwrap_or(Boundary::Char),
-        marker: spec.marker.clone().unwrap_or_else(|| MARKER.to_owned()),
-        answer: AnswerForm::Text,
-        drop_lean: 0.0,
-    };
+    let settings = spec.or_paper(8192);
     settings.check()?;
     ensure!(!spec.model.trim().is_empty(), "`model` is empty; give the model's name at the endpoint");
     Ok(settings)

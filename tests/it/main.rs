@@ -1,6 +1,7 @@
 //! One integration binary; a file per area.
 #![expect(clippy::unwrap_used, reason = "a test that cannot unwrap should fail")]
 
+mod bad_input;
 mod bertscore;
 mod cli;
 mod device;
@@ -13,6 +14,7 @@ mod hub;
 mod ingest;
 mod kill;
 mod layers;
+mod lease;
 mod operator;
 mod pack;
 mod perplexity;

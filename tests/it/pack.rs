@@ -306,12 +306,12 @@ fn ids_are_those_of_tiktoken_and_of_the_tokenizers_crate() {
 #[tokio::test]
 async fn very_long_and_empty_documents() {
     // About five million tokens in one document without a space, and many without any.
-    let mut texts = vec![Some("ab1".repeat(1_700_000))];
+    let mut texts = vec![Some("ab1".repeat(2_600_000))];
     texts.extend(vec![Some(String::new()); 300]);
     let case = Case::new(&texts, 1000).await;
     let manifest = run(&case.location, "packed", &config(json!({"context": 2049}))).await.unwrap();
     let found = facts(&manifest);
-    assert!(found.tokens > 3_000_000, "{}", found.tokens);
+    assert!(found.tokens > 5_000_000, "{}", found.tokens);
     let rows = rows(&case.path("packed"), &manifest);
     let ends: usize = rows.iter().flat_map(|r| &r.0).filter(|t| u32::from(**t) == found.eot).count();
     assert_eq!(ends, 301);

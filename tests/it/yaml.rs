@@ -197,7 +197,9 @@ fn sql_that_is_no_query() {
 
 #[test]
 fn settings_from_outside() {
-    let yaml = stages("  - table: organic\n    ingest: raw\nparams: { low: 0.5 }\n");
+    let yaml = stages(
+        "  - table: organic\n    ingest: raw\nparams: { low: 0.5 }\nmodels: { rephraser: { kind: causal_lm, path: x } }\n",
+    );
     check_with(
         &yaml,
         &[],
@@ -207,6 +209,8 @@ fn settings_from_outside() {
             "--set",
             "nothing",
             "--set",
+            "models.rephrasr.path=x",
+            "--set",
             "sources.raw.pth=x",
             "--set",
             "stages.organik.ingest=raw",
@@ -215,6 +219,7 @@ fn settings_from_outside() {
         ],
         &[
             "--set lwo=1: nothing in the pipeline uses the parameter `lwo`; did you mean `low`?",
+            "--set models.rephrasr.path=x: the key `kind` is missing; add it, one of `causal_lm`, `encoder`, `fasttext`, `remote`, `tokenizer`; or is `rephrasr` a slip, did you mean `rephraser`?",
             "--set nothing: no `=` in it; write --set key=value",
             "--set seed=x: `seed` must be a whole number, 0 or more, found the text `x`",
             "--set sources.raw.pth=x: unknown key `pth`; did you mean `path`?",

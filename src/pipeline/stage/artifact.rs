@@ -6,6 +6,7 @@ use crate::{
     storage::{
         commit::TableCommit,
         hub,
+        lease::LEASE,
         location::Location,
         manifest::{Cost, DataFile, MANIFEST, ModelManifest, Rows},
     },
@@ -175,7 +176,8 @@ pub async fn publish(cx: &StageContext, from: &Path, summary: Summary) -> anyhow
     let mut names = file_names(from)?;
     names.sort();
     for old in target.list().await? {
-        if let Some(name) = old.location.filename().filter(|name| !names.iter().any(|n| n == name)) {
+        let kept = |name: &&str| *name == LEASE || names.iter().any(|n| n == name);
+        if let Some(name) = old.location.filename().filter(|name| !kept(name)) {
             target.delete(name).await?;
         }
     }

@@ -4,13 +4,13 @@ use crate::{
     engine::Precision,
     text::{
         chunk::Boundary,
-        prompt::{MARKER, ORIGINAL, PairPrompt, Prompt},
+        prompt::{ORIGINAL, PairPrompt, Prompt},
     },
     udf::{encoder::EncoderSpec, remote::RemoteSpec},
 };
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// One entry of `models:`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,41 +37,80 @@ pub struct TokenizerSpec {
     pub path: String,
 }
 
-/// A generating language model in Hugging Face layout. What is not given comes from `repro.json` in the model directory (the settings its makers
-/// recommend, same field names), else from the paper.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CausalLmSpec {
-    /// Local directory, `hf://org/name[@rev]` or `s3://…`.
-    pub path: String,
-    /// Template file with a `{TEXT}` mark; else the model directory's `prompt.txt`, else the embedded rephrasing prompt.
-    pub prompt: Option<PathBuf>,
-    /// 0 is greedy. Paper: 1.0.
-    pub temperature: Option<f32>,
-    /// Paper: 0.9.
-    pub top_p: Option<f32>,
-    /// 0 keeps all (default).
-    pub top_k: Option<usize>,
-    /// Tokens generated per chunk at most. Paper: 2048.
-    pub max_new_tokens: Option<usize>,
-    /// Tokens of a whole prompt at most; longer chunks lose their middle and are marked truncated. Paper: 4096 (Qwen 8192).
-    pub max_prompt_tokens: Option<usize>,
-    /// Characters of a chunk. Paper: 7000.
-    pub chunk_chars: Option<usize>,
-    /// Where cuts may fall. Paper: `char`.
-    pub chunk_boundary: Option<Boundary>,
-    /// Marker before the rephrased text; empty: the whole answer is the text.
-    pub marker: Option<String>,
-    /// What an answer to a rephrasing request is: `text` (default) or `edits`.
-    pub answer: Option<AnswerForm>,
-    /// With `answer: edits`: added to the logit of dropping a segment. Above 0 more goes, below 0 less.
-    pub drop_lean: Option<f32>,
-    /// Sequences generated at the same time.
-    pub slots: Option<usize>,
-    /// `auto` (default), `cpu` or `cuda:N`.
-    pub device: Option<String>,
-    /// `auto` (default), `f32` or `bf16`.
-    pub precision: Option<String>,
+/// Defines an entry of `models:` for a language model that is asked: its own fields, with those between that every such entry has.
+macro_rules! asked {
+    ($(#[$meta:meta])* pub struct $name:ident { { $($before:tt)* } asked { $($after:tt)* } }) => {
+        $(#[$meta])*
+        pub struct $name {
+            $($before)*
+            /// Template file with a `{TEXT}` mark (with `{ORIGINAL}` and `{REPHRASED}` for a judge); else the model directory's `prompt.txt`,
+            /// else the embedded rephrasing prompt.
+            pub prompt: Option<std::path::PathBuf>,
+            /// 0 is greedy. Paper: 1.0.
+            pub temperature: Option<f32>,
+            /// Paper: 0.9.
+            pub top_p: Option<f32>,
+            /// 0 keeps all (default); an endpoint is told only where it is given, OpenAI's own servers do not know it.
+            pub top_k: Option<usize>,
+            /// Tokens generated per chunk at most. Paper: 2048.
+            pub max_new_tokens: Option<usize>,
+            /// Tokens of a whole prompt at most, where there is a tokenizer; longer chunks lose their middle and are marked truncated.
+            /// Paper: 4096 (Qwen and endpoints 8192).
+            pub max_prompt_tokens: Option<usize>,
+            /// Characters of a chunk. Paper: 7000.
+            pub chunk_chars: Option<usize>,
+            /// Where cuts may fall. Paper: `char`.
+            pub chunk_boundary: Option<$crate::text::chunk::Boundary>,
+            /// Marker before the rephrased text; empty: the whole answer is the text.
+            pub marker: Option<String>,
+            $($after)*
+        }
+
+        impl $name {
+            /// The settings that are given, the paper's where none are (reference/repro.md section 4). `max_prompt_tokens` differs by model.
+            pub(in $crate::udf) fn or_paper(&self, max_prompt_tokens: usize) -> $crate::udf::models::LmSettings {
+                $crate::udf::models::LmSettings {
+                    temperature: self.temperature.unwrap_or(1.0),
+                    top_p: self.top_p.unwrap_or(0.9),
+                    top_k: self.top_k.unwrap_or(0),
+                    max_new_tokens: self.max_new_tokens.unwrap_or(2048),
+                    max_prompt_tokens: self.max_prompt_tokens.unwrap_or(max_prompt_tokens),
+                    chunk_chars: self.chunk_chars.unwrap_or(7000),
+                    chunk_boundary: self.chunk_boundary.unwrap_or($crate::text::chunk::Boundary::Char),
+                    marker: self.marker.clone().unwrap_or_else(|| $crate::text::prompt::MARKER.to_owned()),
+                    answer: $crate::udf::models::AnswerForm::Text,
+                    drop_lean: 0.0,
+                }
+            }
+        }
+    };
+}
+pub(in crate::udf) use asked;
+
+asked! {
+    /// A generating language model in Hugging Face layout. What is not given comes from `repro.json` in the model directory (the settings its
+    /// makers recommend, same field names), else from the paper.
+    #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct CausalLmSpec {
+        {
+            /// Local directory, `hf://org/name[@rev]` or `s3://…`.
+            pub path: String,
+        }
+        asked
+        {
+            /// What an answer to a rephrasing request is: `text` (default) or `edits`.
+            pub answer: Option<AnswerForm>,
+            /// With `answer: edits`: added to the logit of dropping a segment. Above 0 more goes, below 0 less.
+            pub drop_lean: Option<f32>,
+            /// Sequences generated at the same time.
+            pub slots: Option<usize>,
+            /// `auto` (default), `cpu` or `cuda:N`.
+            pub device: Option<String>,
+            /// `auto` (default), `f32` or `bf16`.
+            pub precision: Option<String>,
+        }
+    }
 }
 
 impl ModelSpec {
@@ -198,21 +237,15 @@ pub fn recommended(dir: &Path, spec: &CausalLmSpec) -> Result<(CausalLmSpec, Pro
 }
 
 impl LmSettings {
-    /// Fills what is open with the paper's values (reference/repro.md section 4) and checks the rest. `limit` is what a sequence can hold:
+    /// Fills what is open with the paper's values and checks the rest. `limit` is what a sequence can hold:
     /// a smaller model than the paper's gets smaller requests.
     pub(super) fn resolve(spec: &CausalLmSpec, qwen: bool, limit: usize) -> Result<Self> {
-        let paper_prompt = if qwen { 8192 } else { 4096 };
+        let paper = spec.or_paper(if qwen { 8192 } else { 4096 });
         let settings = Self {
-            temperature: spec.temperature.unwrap_or(1.0),
-            top_p: spec.top_p.unwrap_or(0.9),
-            top_k: spec.top_k.unwrap_or(0),
-            max_new_tokens: spec.max_new_tokens.unwrap_or(2048).min(limit / 2),
-            max_prompt_tokens: spec.max_prompt_tokens.unwrap_or(paper_prompt),
-            chunk_chars: spec.chunk_chars.unwrap_or(7000),
-            chunk_boundary: spec.chunk_boundary.unwrap_or(Boundary::Char),
-            marker: spec.marker.clone().unwrap_or_else(|| MARKER.to_owned()),
+            max_new_tokens: paper.max_new_tokens.min(limit / 2),
             answer: spec.answer.unwrap_or_default(),
             drop_lean: spec.drop_lean.unwrap_or(0.0),
+            ..paper
         };
         settings.check()?;
         ensure!(spec.slots != Some(0), "slots must be at least 1");
