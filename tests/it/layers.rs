@@ -21,6 +21,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("tch", &["models", "engine", "train", "eval"]),
     ("datafusion", &["udf", "catalog", "pipeline"]),
     ("object_store", &["storage", "catalog"]),
+    ("cudarc", &["engine"]),
 ];
 
 /// Calls `see(module, file, line number, line)` for each code line of `src/<module>`.
