@@ -291,6 +291,13 @@ fn pieces(total: i64) -> impl Iterator<Item = (i64, i64)> {
     (0..total).step_by(PIECE as usize).map(move |start| (start, PIECE.min(total - start)))
 }
 
+/// Gradient [N] f32 of the passes so far, and of one more in the type of its computation.
+pub fn accumulated(before: Option<Tensor>, part: Tensor) -> Tensor {
+    let Some(mut grad) = before else { return part.to_kind(Kind::Float) };
+    grad += part;
+    grad
+}
+
 /// Euclidean norm of a gradient [N] f32, a scalar on its device.
 pub fn norm(grad: &Tensor) -> Tensor {
     let _guard = tch::no_grad_guard();

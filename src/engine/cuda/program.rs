@@ -87,6 +87,10 @@ pub fn takes_tiles(config: &DecoderConfig, half: bool) -> bool {
 /// The driver's.
 pub fn memory(device: usize) -> anyhow::Result<(u64, u64)> {
     let context = CudaContext::new(device).map_err(driver).with_context(|| format!("cuda:{device}"))?;
+    room(&context)
+}
+
+fn room(context: &CudaContext) -> anyhow::Result<(u64, u64)> {
     let (free, total) = context.mem_get_info().map_err(driver)?;
     Ok((free as u64, total as u64))
 }
@@ -170,10 +174,7 @@ impl Program {
     /// The driver's.
     pub fn memory(&self) -> anyhow::Result<(u64, u64)> {
         match &self.machine {
-            Machine::Gpu { context, .. } => {
-                let (free, total) = context.mem_get_info().map_err(driver)?;
-                Ok((free as u64, total as u64))
-            }
+            Machine::Gpu { context, .. } => room(context),
             #[cfg(test)]
             Machine::Emulated(_) => {
                 let free = memory::available().context("the free memory is not known")?;

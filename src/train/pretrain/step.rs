@@ -10,7 +10,7 @@ use crate::{
     train::{
         fused::Fused,
         loss::{self, Terms},
-        optim::{AdamW, AdamWOptions, FlatParameters, clip_factor, norm},
+        optim::{AdamW, AdamWOptions, FlatParameters, accumulated, clip_factor, norm},
         recompute,
         transfer::{download, upload},
     },
@@ -186,14 +186,7 @@ impl Pretrainer {
         let hidden = self.model.hidden(tokens, self.options.kind);
         let loss = self.loss(&hidden, targets, terms);
         loss.surrogate.backward();
-        let part = views.leaf.grad();
-        let grad = match before {
-            Some(mut grad) => {
-                grad += part;
-                grad
-            }
-            None => part.to_kind(Kind::Float),
-        };
+        let grad = accumulated(before, views.leaf.grad());
         ([loss.sum, loss.z_sum, loss.correct], grad)
     }
 

@@ -6,7 +6,7 @@ use crate::{
     train::{
         batch::MicroBatch,
         loss,
-        optim::{AdamW, AdamWOptions, FlatParameters, clip_factor, norm},
+        optim::{AdamW, AdamWOptions, FlatParameters, accumulated, clip_factor, norm},
         recompute,
         transfer::{download, upload},
     },
@@ -123,14 +123,7 @@ impl Trainer {
         let hidden = self.model.hidden(&batch.tokens, self.kind);
         let loss = self.answer_loss(&hidden, batch, scale);
         loss.surrogate.backward();
-        let part = views.leaf.grad();
-        let grad = match before {
-            Some(mut grad) => {
-                grad += part;
-                grad
-            }
-            None => part.to_kind(Kind::Float),
-        };
+        let grad = accumulated(before, views.leaf.grad());
         (loss, grad)
     }
 
