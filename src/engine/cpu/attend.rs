@@ -6,9 +6,10 @@
 
 use super::{
     elem::Elem,
+    fma,
     isa::Vector,
     rows,
-    simd::{LANES, Simd, from_bf16, vectorised},
+    simd::{LANES, Simd, vectorised},
 };
 use crate::engine::pages::PAGE;
 
@@ -240,23 +241,22 @@ pub unsafe fn write<E: Elem>(keys: *mut E, values: *mut E, position: usize, key:
     }
 }
 
-unsafe fn nothing() {}
-
-/// The f32 kernels for those vectors.
-pub fn f32_kernels(vector: Vector) -> Kernels<f32> {
+/// Kernels of f32 multiply-adds for those vectors; bf16 is widened in registers.
+pub fn fma_kernels<E: Elem>(vector: Vector) -> Kernels<E> {
     macro_rules! kernels {
         ($vector:expr) => {{
-            unsafe fn scores(v: &View<f32>, q: *const f32, n: usize, limit: usize, out: *mut f32, stride: usize) {
+            unsafe fn scores<E: Elem>(v: &View<E>, q: *const E, n: usize, limit: usize, out: *mut f32, stride: usize) {
                 // SAFETY: chosen for that processor; the rest is passed on.
-                unsafe { f32_scores($vector, v, q, n, limit, out, stride) }
+                unsafe { fma_scores::<E>($vector, v, q, n, limit, out, stride) }
             }
-            unsafe fn mix(v: &View<f32>, w: *const f32, stride: usize, n: usize, limit: usize, out: *mut f32) {
+            unsafe fn mix<E: Elem>(v: &View<E>, w: *const E, stride: usize, n: usize, limit: usize, out: *mut f32) {
                 // SAFETY: chosen for that processor; the rest is passed on.
-                unsafe { f32_mix($vector, v, w, stride, n, limit, out) }
+                unsafe { fma_mix::<E>($vector, v, w, stride, n, limit, out) }
             }
-            Kernels { before: nothing, after: nothing, scores, mix }
+            Kernels { before: nothing, after: nothing, scores: scores::<E>, mix: mix::<E> }
         }};
     }
+    unsafe fn nothing() {}
     match vector {
         Vector::Portable => kernels!(Vector::Portable),
         Vector::Avx2 => kernels!(Vector::Avx2),
@@ -264,153 +264,173 @@ pub fn f32_kernels(vector: Vector) -> Kernels<f32> {
     }
 }
 
+/// `count` rows of `length` numbers as f32 in the thread's scratch; returns the row stride.
 #[inline(always)]
-unsafe fn f32_scores_rows<S: Simd>(
-    view: &View<f32>,
-    queries: *const f32,
+unsafe fn stage<S: Simd, E: Elem>(rows: *const E, stride: usize, count: usize, length: usize) -> (*const f32, usize) {
+    // A line more than a multiple of a line: the rows of a tile would share a few cache sets.
+    let wide = length.next_multiple_of(LANES) + LANES;
+    let to = fma::scratch(QUERIES * wide);
+    for row in 0..count {
+        for at in (0..length).step_by(LANES) {
+            // SAFETY: rows of `length` rounded up to 16, as `Scratch` keeps them; QUERIES rows of the scratch.
+            unsafe { S::store(to.add(row * wide + at), E::load::<S>(rows.add(row * stride + at))) }
+        }
+    }
+    (to, wide)
+}
+
+/// Calls `tile::<Q, B>` with as many rows and blocks of 16 sums as the registers take: 4 × 4 of 32 registers, else 2 × 2.
+macro_rules! tiles {
+    ($s:ty, $rows:expr, $blocks:expr, |$q:ident, $b:ident| $tile:ident::<$($generic:ty),*>($($arg:expr),*)) => {{
+        let most = if <$s>::ROWS > 4 { 4 } else { 2 };
+        let mut $q = 0;
+        while $q < $rows {
+            let height = ($rows - $q).min(most);
+            let mut $b = 0;
+            while $b < $blocks {
+                let width = if $blocks - $b >= most { most } else { 1 };
+                // SAFETY: rows and blocks that there are; the rest is the caller's.
+                unsafe {
+                    match (height, width) {
+                        (4, 4) if most == 4 => $tile::<$($generic,)* 4, 4>($($arg),*),
+                        (3, 4) if most == 4 => $tile::<$($generic,)* 3, 4>($($arg),*),
+                        (2, 4) if most == 4 => $tile::<$($generic,)* 2, 4>($($arg),*),
+                        (1, 4) if most == 4 => $tile::<$($generic,)* 1, 4>($($arg),*),
+                        (4, _) if most == 4 => $tile::<$($generic,)* 4, 1>($($arg),*),
+                        (3, _) if most == 4 => $tile::<$($generic,)* 3, 1>($($arg),*),
+                        (2, 2) if most == 2 => $tile::<$($generic,)* 2, 2>($($arg),*),
+                        (1, 2) if most == 2 => $tile::<$($generic,)* 1, 2>($($arg),*),
+                        (2, _) => $tile::<$($generic,)* 2, 1>($($arg),*),
+                        _ => $tile::<$($generic,)* 1, 1>($($arg),*),
+                    }
+                }
+                $b += width;
+            }
+            $q += height;
+        }
+    }};
+}
+
+#[inline(always)]
+unsafe fn fma_scores_rows<S: Simd, E: Elem>(
+    view: &View<E>,
+    queries: *const E,
     count: usize,
     limit: usize,
     out: *mut f32,
     stride: usize,
 ) {
-    for first in (0..limit).step_by(LANES) {
-        // SAFETY: the page and block of `first` are inside the view; rows hold `stride` floats.
-        unsafe {
-            let page = view.keys.add(view.pages[first / PAGE] as usize * view.key_page);
-            let block = page.add(first % PAGE / LANES * view.dim * LANES);
-            let mut q = 0;
-            while q < count {
-                let at = (queries.add(q * view.dim), out.add(q * stride + first));
-                q += if count - q >= 2 {
-                    f32_dots::<S, 2>(at.0, block, view.dim, at.1, stride)
-                } else {
-                    f32_dots::<S, 1>(at.0, block, view.dim, at.1, stride)
-                };
-            }
-        }
+    // SAFETY: the queries lie one behind the other, with room for a whole vector behind the last.
+    let (queries, wide) = unsafe { stage::<S, E>(queries, view.dim, count, view.dim) };
+    for (number, &page) in view.pages.iter().enumerate().take(limit.div_ceil(PAGE)) {
+        let blocks = (limit - number * PAGE).min(PAGE).div_ceil(LANES);
+        // SAFETY: pages are inside the view; rows of scores hold whole pages.
+        let (keys, out) = unsafe { (view.keys.add(page as usize * view.key_page), out.add(number * PAGE)) };
+        let size = view.dim * LANES;
+        tiles!(S, count, blocks, |q, b| dots::<S, E>(
+            (queries.add(q * wide), wide),
+            (keys.add(b * size), size),
+            view.dim,
+            (out.add(q * stride + b * LANES), stride)
+        ));
     }
 }
 vectorised!(
-    /// f32 scores.
-    f32_scores => f32_scores_rows(view: &View<f32>, queries: *const f32, count: usize, limit: usize, out: *mut f32, stride: usize));
+    /// Scores by multiply-adds.
+    fma_scores => fma_scores_rows::<E: Elem>(view: &View<E>, queries: *const E, count: usize, limit: usize, out: *mut f32, stride: usize));
 
-/// `N` queries against 16 keys.
+/// `Q` queries against `B` blocks of 16 keys. Pairs of an address and a stride.
 #[inline(always)]
-unsafe fn f32_dots<S: Simd, const N: usize>(
-    queries: *const f32,
-    block: *const f32,
+unsafe fn dots<S: Simd, E: Elem, const Q: usize, const B: usize>(
+    queries: (*const f32, usize),
+    keys: (*const E, usize),
     dim: usize,
-    out: *mut f32,
-    stride: usize,
-) -> usize {
-    // SAFETY: N queries of `dim`, a block of `dim` × 16, N rows of at least 16.
+    out: (*mut f32, usize),
+) {
+    // SAFETY: Q queries of `dim`, B blocks of `dim` × 16, Q rows of at least B × 16.
     unsafe {
-        let mut sums = [S::splat(0.0); N];
-        for d in 0..dim {
-            let keys = S::load(block.add(d * LANES));
-            for (n, sum) in sums.iter_mut().enumerate() {
-                *sum = S::fma(S::splat(*queries.add(n * dim + d)), keys, *sum);
+        let mut sums = [[S::splat(0.0); B]; Q];
+        for d in (0..dim).step_by(E::PACK) {
+            let mut k = [[S::splat(0.0); 2]; B];
+            for (b, k) in k.iter_mut().enumerate() {
+                *k = E::widen::<S>(keys.0.add(b * keys.1 + d * LANES));
+            }
+            for part in 0..E::PACK {
+                for (q, sums) in sums.iter_mut().enumerate() {
+                    let a = S::splat(*queries.0.add(q * queries.1 + d + part));
+                    for (sum, k) in sums.iter_mut().zip(k) {
+                        *sum = S::fma(a, k[part], *sum);
+                    }
+                }
             }
         }
-        for (n, sum) in sums.into_iter().enumerate() {
-            S::store(out.add(n * stride), sum);
+        for (q, sums) in sums.into_iter().enumerate() {
+            for (b, sum) in sums.into_iter().enumerate() {
+                S::store(out.0.add(q * out.1 + b * LANES), sum);
+            }
         }
-        N
     }
 }
 
 #[inline(always)]
-unsafe fn f32_mix_rows<S: Simd>(
-    view: &View<f32>,
-    weights: *const f32,
+unsafe fn fma_mix_rows<S: Simd, E: Elem>(
+    view: &View<E>,
+    weights: *const E,
     stride: usize,
     count: usize,
     limit: usize,
     out: *mut f32,
 ) {
     let wide = view.dim.next_multiple_of(LANES);
-    for d in (0..wide).step_by(LANES) {
-        let mut q = 0;
-        while q < count {
-            // SAFETY: `count` rows of `stride` weights, of `wide` results.
-            unsafe {
-                let (w, o) = (weights.add(q * stride), out.add(q * wide + d));
-                q += if count - q >= 4 {
-                    f32_sums::<S, 4>(view, w, stride, limit, d, o)
-                } else {
-                    f32_sums::<S, 1>(view, w, stride, limit, d, o)
-                };
-            }
-        }
-    }
+    // SAFETY: `count` rows of weights, written up to whole groups.
+    let weights = unsafe { stage::<S, E>(weights, stride, count, limit) };
+    tiles!(S, count, wide / LANES, |q, b| sums::<S, E>(
+        view,
+        (weights.0.add(q * weights.1), weights.1),
+        limit,
+        b * LANES,
+        out.add(q * wide + b * LANES)
+    ));
 }
 vectorised!(
-    /// f32 weighted sums.
-    f32_mix => f32_mix_rows(view: &View<f32>, weights: *const f32, stride: usize, count: usize, limit: usize, out: *mut f32));
+    /// Weighted sums by multiply-adds.
+    fma_mix => fma_mix_rows::<E: Elem>(view: &View<E>, weights: *const E, stride: usize, count: usize, limit: usize, out: *mut f32));
 
-/// `N` queries' weighted sums of 16 value dimensions from `d`.
+/// `Q` queries' weighted sums of 16 · `B` value dimensions from `d`, position after position.
 #[inline(always)]
-unsafe fn f32_sums<S: Simd, const N: usize>(
-    view: &View<f32>,
-    weights: *const f32,
-    stride: usize,
+unsafe fn sums<S: Simd, E: Elem, const Q: usize, const B: usize>(
+    view: &View<E>,
+    weights: (*const f32, usize),
     limit: usize,
     d: usize,
     out: *mut f32,
-) -> usize {
+) {
     let wide = view.dim.next_multiple_of(LANES);
-    // SAFETY: positions below the limit are inside the view's pages.
+    // SAFETY: positions below the limit are inside the view's pages; the partner of a last odd position has weight zero.
     unsafe {
-        let mut sums = [S::splat(0.0); N];
+        let mut sums = [[S::splat(0.0); B]; Q];
         for (number, &page) in view.pages.iter().enumerate().take(limit.div_ceil(PAGE)) {
-            let values = view.values.add(page as usize * view.value_page + d);
-            for p in 0..(limit - number * PAGE).min(PAGE) {
-                let v = S::load(values.add(p * wide));
-                for (n, sum) in sums.iter_mut().enumerate() {
-                    *sum = S::fma(S::splat(*weights.add(n * stride + number * PAGE + p)), v, *sum);
+            let values = view.values.add(page as usize * view.value_page + d * E::PACK);
+            let weights = (weights.0.add(number * PAGE), weights.1);
+            for p in (0..(limit - number * PAGE).min(PAGE)).step_by(E::PACK) {
+                let mut v = [[S::splat(0.0); 2]; B];
+                for (b, v) in v.iter_mut().enumerate() {
+                    *v = E::widen::<S>(values.add(p * wide + b * LANES * E::PACK));
                 }
-            }
-        }
-        for (n, sum) in sums.into_iter().enumerate() {
-            S::store(out.add(n * wide), sum);
-        }
-        N
-    }
-}
-
-/// bf16 without bf16 instructions: correct, slow.
-pub fn bf16_portable_kernels() -> Kernels<u16> {
-    unsafe fn scores(view: &View<u16>, queries: *const u16, count: usize, limit: usize, out: *mut f32, stride: usize) {
-        for p in 0..limit {
-            for q in 0..count {
-                // SAFETY: inside the view and the rows, by the layout above.
-                unsafe {
-                    let page = view.keys.add(view.pages[p / PAGE] as usize * view.key_page);
-                    let block = page.add(p % PAGE / LANES * view.dim * LANES);
-                    let key = |d: usize| from_bf16(*block.add((d / 2 * LANES + p % LANES) * 2 + d % 2));
-                    let dot = (0..view.dim).map(|d| from_bf16(*queries.add(q * view.dim + d)) * key(d)).sum();
-                    *out.add(q * stride + p) = dot;
-                }
-            }
-        }
-    }
-    unsafe fn mix(view: &View<u16>, weights: *const u16, stride: usize, count: usize, limit: usize, out: *mut f32) {
-        let wide = view.dim.next_multiple_of(LANES);
-        for q in 0..count {
-            for d in 0..view.dim {
-                let mut sum = 0f32;
-                for p in 0..limit {
-                    // SAFETY: inside the view and the rows, by the layout above.
-                    unsafe {
-                        let page = view.values.add(view.pages[p / PAGE] as usize * view.value_page);
-                        let value = from_bf16(*page.add((p % PAGE / 2 * wide + d) * 2 + p % 2));
-                        sum += from_bf16(*weights.add(q * stride + p)) * value;
+                for part in 0..E::PACK {
+                    for (q, sums) in sums.iter_mut().enumerate() {
+                        let w = S::splat(*weights.0.add(q * weights.1 + p + part));
+                        for (sum, v) in sums.iter_mut().zip(v) {
+                            *sum = S::fma(w, v[part], *sum);
+                        }
                     }
                 }
-                // SAFETY: `count` rows of `wide`.
-                unsafe { *out.add(q * wide + d) = sum }
+            }
+        }
+        for (q, sums) in sums.into_iter().enumerate() {
+            for (b, sum) in sums.into_iter().enumerate() {
+                S::store(out.add(q * wide + b * LANES), sum);
             }
         }
     }
-    Kernels { before: nothing, after: nothing, scores, mix }
 }

@@ -1,9 +1,9 @@
-//! bf16 kernels on AVX512-BF16 dot products: for processors without AMX, and for heads that do not fill tiles.
+//! bf16 kernels on AVX512-BF16 dot products: for processors whose dot products are fast and that have no AMX.
 #![cfg(target_arch = "x86_64")]
 
 use super::{
     attend::{Kernels, View},
-    gemm::{Args, Kernel},
+    gemm::{Args, Kernel, unstaged},
     simd::LANES,
 };
 use crate::engine::pages::PAGE;
@@ -12,7 +12,7 @@ use std::arch::x86_64::*;
 /// Matrices on AVX512-BF16.
 pub fn dot_kernel() -> Kernel<u16> {
     unsafe fn nothing() {}
-    Kernel { before: nothing, block: dot_block, after: nothing }
+    Kernel { before: nothing, stage: unstaged, block: dot_block, after: nothing }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]

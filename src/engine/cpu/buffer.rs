@@ -75,6 +75,20 @@ unsafe impl<T> Send for Shared<T> {}
 unsafe impl<T> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
+    /// What begins at element `index`.
+    ///
+    /// # Safety
+    /// As [`Shared::at`].
+    pub unsafe fn from(self, index: usize) -> Self {
+        // SAFETY: passed on.
+        Self(unsafe { self.at(index) })
+    }
+
+    /// An address that the caller vouches for: the tasks that it is given to only read.
+    pub const fn read_only(address: *const T) -> Self {
+        Self(address.cast_mut())
+    }
+
     /// The address of element `index`.
     ///
     /// # Safety

@@ -4,7 +4,7 @@
 use super::{
     attend,
     buffer::Plain,
-    gemm,
+    fma, gemm,
     isa::{Bf16, Isa},
     simd::{Simd, from_bf16, to_bf16},
 };
@@ -20,6 +20,16 @@ pub trait Elem: Plain {
     fn from_f32(x: f32) -> Self;
     /// Exact.
     fn to_f32(self) -> f32;
+    /// Reads 16 numbers.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    unsafe fn load<S: Simd>(p: *const Self) -> S::V;
+    /// Reads 16 groups of [`Elem::PACK`] numbers: the first of each group, then the second, if groups have one.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    unsafe fn widen<S: Simd>(p: *const Self) -> [S::V; 2];
     /// Writes 16 numbers.
     ///
     /// # Safety
@@ -43,15 +53,25 @@ impl Elem for f32 {
         self
     }
     #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const Self) -> S::V {
+        // SAFETY: passed on.
+        unsafe { S::load(p) }
+    }
+    #[inline(always)]
+    unsafe fn widen<S: Simd>(p: *const Self) -> [S::V; 2] {
+        // SAFETY: passed on; the second is not looked at.
+        unsafe { [S::load(p); 2] }
+    }
+    #[inline(always)]
     unsafe fn store<S: Simd>(p: *mut Self, v: S::V) {
         // SAFETY: passed on.
         unsafe { S::store(p, v) }
     }
     fn gemm_kernel(isa: Isa) -> gemm::Kernel<Self> {
-        gemm::f32_kernel(isa.vector)
+        fma::kernel(isa.vector)
     }
     fn attend_kernels(isa: Isa, _head_dim: usize) -> attend::Kernels<Self> {
-        attend::f32_kernels(isa.vector)
+        attend::fma_kernels(isa.vector)
     }
 }
 
@@ -68,6 +88,16 @@ impl Elem for u16 {
         from_bf16(self)
     }
     #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const Self) -> S::V {
+        // SAFETY: passed on.
+        unsafe { S::load_bf16(p) }
+    }
+    #[inline(always)]
+    unsafe fn widen<S: Simd>(p: *const Self) -> [S::V; 2] {
+        // SAFETY: passed on.
+        unsafe { S::load_bf16_pairs(p) }
+    }
+    #[inline(always)]
     unsafe fn store<S: Simd>(p: *mut Self, v: S::V) {
         // SAFETY: passed on.
         unsafe { S::store_bf16(p, v) }
@@ -77,8 +107,8 @@ impl Elem for u16 {
             #[cfg(target_arch = "x86_64")]
             Bf16::Amx => super::amx::gemm_kernel(),
             #[cfg(target_arch = "x86_64")]
-            Bf16::Avx512 => super::bf16::dot_kernel(),
-            _ => gemm::bf16_portable_kernel(),
+            Bf16::Dot => super::bf16::dot_kernel(),
+            _ => fma::kernel(isa.vector),
         }
     }
     fn attend_kernels(isa: Isa, head_dim: usize) -> attend::Kernels<Self> {
@@ -86,8 +116,8 @@ impl Elem for u16 {
             #[cfg(target_arch = "x86_64")]
             Bf16::Amx if head_dim.is_multiple_of(super::amx::HEAD) => super::amx::attend_kernels(),
             #[cfg(target_arch = "x86_64")]
-            Bf16::Amx | Bf16::Avx512 => super::bf16::attend_kernels(),
-            _ => attend::bf16_portable_kernels(),
+            Bf16::Dot => super::bf16::attend_kernels(),
+            _ => attend::fma_kernels(isa.vector),
         }
     }
 }

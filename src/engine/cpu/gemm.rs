@@ -7,8 +7,8 @@
 use super::{
     buffer::{Buffer, Shared},
     elem::Elem,
-    isa::{Isa, Vector},
-    simd::{LANES, Simd, from_bf16, vectorised},
+    isa::Isa,
+    simd::{LANES, Simd, vectorised},
 };
 use rayon::prelude::*;
 
@@ -41,6 +41,8 @@ pub struct Args<E> {
 pub struct Kernel<E: 'static> {
     /// Prepares the thread (AMX tile configuration).
     pub before: unsafe fn(),
+    /// Comes before the calls of `block` that take these rows, at most [`BLOCK`] of them.
+    pub stage: unsafe fn(&Rows<E>),
     /// One block.
     pub block: unsafe fn(&Args<E>),
     /// Releases what `before` took.
@@ -53,6 +55,9 @@ impl<E> Clone for Kernel<E> {
     }
 }
 impl<E> Copy for Kernel<E> {}
+
+/// A kernel that reads the rows where they are.
+pub unsafe fn unstaged<E>(_: &Rows<E>) {}
 
 /// A weight matrix [out, in], packed.
 pub struct Packed<E> {
@@ -190,6 +195,7 @@ impl<E: Elem> Packed<E> {
             (kernel.before)();
             for first in (0..x.rows).step_by(BLOCK) {
                 let rows = (x.rows - first).min(BLOCK);
+                (kernel.stage)(&Rows { data: x.data.from(first * x.stride), stride: x.stride, rows });
                 for pair in pairs.clone() {
                     (kernel.block)(&Args {
                         x: x.data.at(first * x.stride),
@@ -347,97 +353,10 @@ unsafe fn gelu_tanh<S: Simd>(x: S::V) -> S::V {
     }
 }
 
-unsafe fn nothing() {}
-
-/// The f32 kernel for those vectors.
-pub fn f32_kernel(vector: Vector) -> Kernel<f32> {
-    unsafe fn portable(args: &Args<f32>) {
-        // SAFETY: plain Rust; the rest is passed on.
-        unsafe { f32_block(Vector::Portable, args) }
-    }
-    unsafe fn avx2(args: &Args<f32>) {
-        // SAFETY: chosen for that processor; the rest is passed on.
-        unsafe { f32_block(Vector::Avx2, args) }
-    }
-    unsafe fn avx512(args: &Args<f32>) {
-        // SAFETY: chosen for that processor; the rest is passed on.
-        unsafe { f32_block(Vector::Avx512, args) }
-    }
-    let block = match vector {
-        Vector::Portable => portable,
-        Vector::Avx2 => avx2,
-        Vector::Avx512 => avx512 as unsafe fn(&Args<f32>),
-    };
-    Kernel { before: nothing, block, after: nothing }
-}
-
-#[inline(always)]
-unsafe fn f32_block_generic<S: Simd>(args: &Args<f32>) {
-    // SAFETY: row ranges stay inside `rows`.
-    unsafe {
-        let mut row = 0;
-        while row < args.rows {
-            match (args.rows - row, S::ROWS) {
-                (8.., 8..) => row = f32_rows::<S, 8>(args, row),
-                (3.., 3) => row = f32_rows::<S, 3>(args, row),
-                (2.., _) => row = f32_rows::<S, 2>(args, row),
-                _ => row = f32_rows::<S, 1>(args, row),
-            }
-        }
-    }
-}
-vectorised!(
-    /// One f32 block.
-    f32_block => f32_block_generic(args: &Args<f32>));
-
-/// `R` rows by 32 columns in registers.
-#[inline(always)]
-unsafe fn f32_rows<S: Simd, const R: usize>(args: &Args<f32>, row: usize) -> usize {
-    // SAFETY: inside the rows and panels that the caller gave.
-    unsafe {
-        let x = args.x.add(row * args.x_stride);
-        let mut sums = [[S::splat(0.0); 2]; R];
-        for k in 0..args.inner {
-            let w0 = S::load(args.w.add(k * LANES));
-            let w1 = S::load(args.w.add(args.panel + k * LANES));
-            for (r, sum) in sums.iter_mut().enumerate() {
-                let a = S::splat(*x.add(r * args.x_stride + k));
-                sum[0] = S::fma(a, w0, sum[0]);
-                sum[1] = S::fma(a, w1, sum[1]);
-            }
-        }
-        for (r, sum) in sums.into_iter().enumerate() {
-            let out = args.out.add((row + r) * 2 * LANES);
-            S::store(out, sum[0]);
-            S::store(out.add(LANES), sum[1]);
-        }
-        row + R
-    }
-}
-
-/// bf16 without bf16 instructions: correct, slow; for tests and for a bf16 model on an old processor.
-pub fn bf16_portable_kernel() -> Kernel<u16> {
-    unsafe fn block(args: &Args<u16>) {
-        for row in 0..args.rows {
-            for column in 0..2 * LANES {
-                let mut sum = 0f32;
-                for k in 0..args.inner {
-                    let at = column / LANES * args.panel + (k / 2 * LANES + column % LANES) * 2 + k % 2;
-                    // SAFETY: inside the rows and panels that the caller gave.
-                    let (a, w) = unsafe { (*args.x.add(row * args.x_stride + k), *args.w.add(at)) };
-                    sum += from_bf16(a) * from_bf16(w);
-                }
-                // SAFETY: 32 × 32 floats.
-                unsafe { *args.out.add(row * 2 * LANES + column) = sum }
-            }
-        }
-    }
-    Kernel { before: nothing, block, after: nothing }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::cpu::isa::Vector;
 
     /// Values of x · Φ(x) from the definition, with erf by its series in f64.
     fn exact(x: f64) -> f64 {

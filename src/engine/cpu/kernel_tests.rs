@@ -2,8 +2,10 @@
 
 use super::{
     attend::{self, Kernels, Scratch, View},
+    buffer::Shared,
     elem::Elem,
-    gemm::{self, Args, BLOCK, Kernel},
+    fma,
+    gemm::{self, Args, BLOCK, Kernel, Rows},
     isa::{Bf16, Isa, Vector},
     simd::LANES,
 };
@@ -14,19 +16,89 @@ use rand_chacha::ChaCha8Rng;
 /// bf16 abilities from plain Rust up to what the processor has.
 fn bf16_isas() -> Vec<Isa> {
     let found = Isa::detect();
-    let all = [Bf16::Avx512, Bf16::Amx];
-    let upto = all.iter().position(|&b| b == found.bf16).map_or(0, |i| i + 1);
-    all[..upto].iter().map(|&bf16| Isa { bf16, ..found }).collect()
+    let dots = [Bf16::Dot].into_iter().filter(|_| std::is_x86_feature_detected!("avx512bf16"));
+    let tiles = [Bf16::Amx].into_iter().filter(|&b| b == found.bf16);
+    let all = vectors().into_iter().map(|vector| Isa { vector, bf16: Bf16::Fma });
+    all.chain(dots.chain(tiles).map(|bf16| Isa { bf16, ..found })).collect()
 }
 
 fn vectors() -> Vec<Vector> {
-    let all = [Vector::Avx2, Vector::Avx512];
+    let all = [Vector::Portable, Vector::Avx2, Vector::Avx512];
     let upto = all.iter().position(|&v| v == Isa::detect().vector).map_or(0, |i| i + 1);
     all[..upto].to_vec()
 }
 
 fn numbers<E: Elem>(rng: &mut ChaCha8Rng, n: usize) -> Vec<E> {
     (0..n).map(|_| E::from_f32(rng.random_range(-1.0..1.0))).collect()
+}
+
+/// Products as the packed layout defines them, one after the other.
+fn plain_products<E: Elem>() -> Kernel<E> {
+    unsafe fn nothing() {}
+    unsafe fn block<E: Elem>(args: &Args<E>) {
+        for row in 0..args.rows {
+            for column in 0..2 * LANES {
+                let mut sum = 0f32;
+                for k in 0..args.inner {
+                    let at = (k / E::PACK * LANES + column % LANES) * E::PACK + k % E::PACK;
+                    // SAFETY: inside the rows and panels that the caller gave.
+                    let (a, w) = unsafe {
+                        (*args.x.add(row * args.x_stride + k), *args.w.add(column / LANES * args.panel + at))
+                    };
+                    sum += a.to_f32() * w.to_f32();
+                }
+                // SAFETY: 32 × 32 floats.
+                unsafe { *args.out.add(row * 2 * LANES + column) = sum }
+            }
+        }
+    }
+    Kernel { before: nothing, stage: gemm::unstaged, block: block::<E>, after: nothing }
+}
+
+/// Scores and weighted sums as the cache's layout defines them.
+fn plain_attention<E: Elem>() -> Kernels<E> {
+    unsafe fn nothing() {}
+    unsafe fn scores<E: Elem>(
+        v: &View<E>,
+        queries: *const E,
+        count: usize,
+        limit: usize,
+        out: *mut f32,
+        stride: usize,
+    ) {
+        for p in 0..limit {
+            for q in 0..count {
+                // SAFETY: inside the view and the rows, by the layout.
+                unsafe {
+                    let page = v.keys.add(v.pages[p / PAGE] as usize * v.key_page);
+                    let block = page.add(p % PAGE / LANES * v.dim * LANES);
+                    let key =
+                        |d: usize| (*block.add((d / E::PACK * LANES + p % LANES) * E::PACK + d % E::PACK)).to_f32();
+                    let dot = (0..v.dim).map(|d| (*queries.add(q * v.dim + d)).to_f32() * key(d)).sum();
+                    *out.add(q * stride + p) = dot;
+                }
+            }
+        }
+    }
+    unsafe fn mix<E: Elem>(v: &View<E>, weights: *const E, stride: usize, count: usize, limit: usize, out: *mut f32) {
+        let wide = v.dim.next_multiple_of(LANES);
+        for q in 0..count {
+            for d in 0..v.dim {
+                let mut sum = 0f32;
+                for p in 0..limit {
+                    // SAFETY: inside the view and the rows, by the layout.
+                    unsafe {
+                        let page = v.values.add(v.pages[p / PAGE] as usize * v.value_page);
+                        let value = *page.add((p % PAGE / E::PACK * wide + d) * E::PACK + p % E::PACK);
+                        sum += (*weights.add(q * stride + p)).to_f32() * value.to_f32();
+                    }
+                }
+                // SAFETY: `count` rows of `wide`.
+                unsafe { *out.add(q * wide + d) = sum }
+            }
+        }
+    }
+    Kernels { before: nothing, after: nothing, scores: scores::<E>, mix: mix::<E> }
 }
 
 #[repr(align(64))]
@@ -47,6 +119,7 @@ fn block<E: Elem>(kernel: Kernel<E>, x: &[E], w: &[E], rows: usize, inner: usize
     // SAFETY: BLOCK rows of `inner`, two panels, a block of results; the kernel fits the processor.
     unsafe {
         (kernel.before)();
+        (kernel.stage)(&Rows { data: Shared::read_only(x.as_ptr()), stride: inner, rows });
         (kernel.block)(&args);
         (kernel.after)();
     }
@@ -55,7 +128,7 @@ fn block<E: Elem>(kernel: Kernel<E>, x: &[E], w: &[E], rows: usize, inner: usize
 
 fn check_products<E: Elem>(kernel: Kernel<E>, plain: Kernel<E>, what: &str) {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    for inner in [32, 96, 512] {
+    for inner in [32, 96, 512, 1056] {
         let x = numbers::<E>(&mut rng, BLOCK * inner);
         let w = numbers::<E>(&mut rng, 2 * LANES * inner);
         for rows in 1..=BLOCK {
@@ -143,10 +216,10 @@ fn check_attention<E: Elem>(kernels: impl Fn(usize) -> Kernels<E>, plain: Kernel
 #[test]
 fn products_as_in_plain_rust() {
     for isa in bf16_isas() {
-        check_products(u16::gemm_kernel(isa), gemm::bf16_portable_kernel(), &format!("{isa:?}"));
+        check_products(u16::gemm_kernel(isa), plain_products(), &format!("{isa:?}"));
     }
     for vector in vectors() {
-        check_products(gemm::f32_kernel(vector), gemm::f32_kernel(Vector::Portable), &format!("{vector:?}"));
+        check_products(fma::kernel::<f32>(vector), plain_products(), &format!("{vector:?}"));
     }
 }
 
@@ -155,10 +228,9 @@ fn attention_as_in_plain_rust() {
     for isa in bf16_isas() {
         let kernels = |dim| u16::attend_kernels(isa, dim);
         // One unit in the last place of a bf16 result below 1.
-        check_attention(kernels, attend::bf16_portable_kernels(), 1.0 / 128.0, &format!("{isa:?}"));
+        check_attention(kernels, plain_attention(), 1.0 / 128.0, &format!("{isa:?}"));
     }
     for vector in vectors() {
-        let plain = attend::f32_kernels(Vector::Portable);
-        check_attention(|_| attend::f32_kernels(vector), plain, 1e-5, &format!("{vector:?}"));
+        check_attention(|_| attend::fma_kernels::<f32>(vector), plain_attention(), 1e-5, &format!("{vector:?}"));
     }
 }

@@ -12,6 +12,7 @@ pub mod attend;
 pub mod bf16;
 pub mod buffer;
 pub mod elem;
+pub mod fma;
 pub mod gemm;
 pub mod isa;
 #[cfg(test)]

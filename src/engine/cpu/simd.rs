@@ -11,7 +11,7 @@ pub const LANES: usize = 16;
 pub unsafe trait Simd: Copy {
     /// The vector.
     type V: Copy;
-    /// Rows and column blocks of the f32 matrix kernel that fit the registers.
+    /// Rows of 32 sums that fit the registers, with what is added to them; at most 12.
     const ROWS: usize;
     /// All lanes `x`.
     ///
@@ -23,6 +23,18 @@ pub unsafe trait Simd: Copy {
     /// # Safety
     /// The instruction set is there; `p` is valid for reading 16 floats, aligned or not.
     unsafe fn load(p: *const f32) -> Self::V;
+    /// Reads 16 bf16.
+    ///
+    /// # Safety
+    /// The instruction set is there; `p` is valid for reading 16 halves, aligned to two bytes.
+    unsafe fn load_bf16(p: *const u16) -> Self::V;
+    /// Reads 16 pairs of bf16: the first of each, the second of each.
+    ///
+    /// # Safety
+    /// The instruction set is there; `p` is valid for reading 32 halves, aligned to two bytes.
+    unsafe fn load_bf16_pairs(p: *const u16) -> [Self::V; 2];
+    /// Asks for a cache line; any address will do.
+    fn prefetch(p: *const u8);
     /// Writes 16 floats.
     ///
     /// # Safety
@@ -158,6 +170,18 @@ unsafe impl Simd for Portable {
         unsafe { p.cast::<[f32; LANES]>().read_unaligned() }
     }
     #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self::V {
+        // SAFETY: 16 halves, as the trait says.
+        lanes!(|i| from_bf16(unsafe { *p.add(i) }))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(p: *const u16) -> [Self::V; 2] {
+        // SAFETY: 32 halves, as the trait says.
+        unsafe { [lanes!(|i| from_bf16(*p.add(2 * i))), lanes!(|i| from_bf16(*p.add(2 * i + 1)))] }
+    }
+    #[inline(always)]
+    fn prefetch(_: *const u8) {}
+    #[inline(always)]
     unsafe fn store(p: *mut f32, v: Self::V) {
         // SAFETY: 16 floats, as the trait says.
         unsafe { p.cast::<[f32; LANES]>().write_unaligned(v) }
@@ -245,6 +269,27 @@ mod x86 {
             unsafe { (_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
         }
         #[inline(always)]
+        unsafe fn load_bf16(p: *const u16) -> Self::V {
+            let half = |p: *const u16| unsafe {
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()))))
+            };
+            unsafe { (half(p), half(p.add(8))) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16_pairs(p: *const u16) -> [Self::V; 2] {
+            unsafe {
+                let (a, b) = (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(16).cast()));
+                let high = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
+                let first = |x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x));
+                let second = |x| _mm256_castsi256_ps(_mm256_and_si256(x, high));
+                [(first(a), first(b)), (second(a), second(b))]
+            }
+        }
+        #[inline(always)]
+        fn prefetch(p: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        }
+        #[inline(always)]
         unsafe fn store(p: *mut f32, v: Self::V) {
             unsafe {
                 _mm256_storeu_ps(p, v.0);
@@ -313,7 +358,7 @@ mod x86 {
     // SAFETY: AVX-512 F, BW, VL and DQ intrinsics, as the type's name says.
     unsafe impl Simd for Avx512 {
         type V = __m512;
-        const ROWS: usize = 8;
+        const ROWS: usize = 12;
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self::V {
             unsafe { _mm512_set1_ps(x) }
@@ -321,6 +366,25 @@ mod x86 {
         #[inline(always)]
         unsafe fn load(p: *const f32) -> Self::V {
             unsafe { _mm512_loadu_ps(p) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(p: *const u16) -> Self::V {
+            unsafe {
+                let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16_pairs(p: *const u16) -> [Self::V; 2] {
+            unsafe {
+                let pairs = _mm512_loadu_si512(p.cast());
+                let second = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
+                [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(second)]
+            }
+        }
+        #[inline(always)]
+        fn prefetch(p: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         }
         #[inline(always)]
         unsafe fn store(p: *mut f32, v: Self::V) {

@@ -3,7 +3,9 @@
 
 use super::Vectors;
 use crate::engine::cpu::{
-    gemm::{self, Args, BLOCK},
+    buffer::Shared,
+    fma,
+    gemm::{Args, BLOCK, Rows},
     isa::{Isa, Vector},
     rows,
     simd::{LANES, Simd, vectorised},
@@ -46,7 +48,7 @@ pub fn best(isa: Isa, a: &Vectors, b: &Vectors) -> (Vec<f32>, Vec<f32>) {
     (of_rows, of_columns)
 }
 
-/// Panels of 16 columns, as [`gemm`] packs weights in f32.
+/// Panels of 16 columns, as [`crate::engine::cpu::gemm`] packs weights in f32.
 fn pack(b: &Vectors, columns: usize) -> Vec<f32> {
     let inner = b.width;
     let mut panels = vec![0f32; columns.next_multiple_of(PAIR) * inner];
@@ -64,15 +66,18 @@ struct Block([f32; BLOCK * PAIR]);
 
 /// Maxima of some rows with all columns.
 fn part(vector: Vector, a: &[f32], rows: usize, inner: usize, panels: &[f32], columns: usize) -> (Vec<f32>, Vec<f32>) {
-    let kernel = gemm::f32_kernel(vector);
+    let kernel = fma::kernel::<f32>(vector);
     let mut block = Block([0.0; BLOCK * PAIR]);
     let mut of_rows = vec![f32::NEG_INFINITY; rows];
     let mut of_columns = vec![f32::NEG_INFINITY; columns.next_multiple_of(PAIR)];
-    for first in (0..columns).step_by(PAIR) {
-        for row in (0..rows).step_by(BLOCK) {
-            let count = (rows - row).min(BLOCK);
+    for row in (0..rows).step_by(BLOCK) {
+        let count = (rows - row).min(BLOCK);
+        let x = a[row * inner..].as_ptr();
+        // SAFETY: `a` is padded to whole blocks, and only read.
+        unsafe { (kernel.stage)(&Rows { data: Shared::read_only(x), stride: inner, rows: count }) }
+        for first in (0..columns).step_by(PAIR) {
             let args = Args {
-                x: a[row * inner..].as_ptr(),
+                x,
                 x_stride: inner,
                 rows: count,
                 w: panels[first * inner..].as_ptr(),
