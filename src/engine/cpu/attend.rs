@@ -279,6 +279,14 @@ unsafe fn stage<S: Simd, E: Elem>(rows: *const E, stride: usize, count: usize, l
     (to, wide)
 }
 
+/// Asks for the cache lines of `elements` numbers: the hardware does not foresee the jump to another page.
+#[inline(always)]
+fn ask<S: Simd, E: Elem>(start: *const E, elements: usize) {
+    for at in (0..elements * size_of::<E>()).step_by(64) {
+        S::prefetch(start.cast::<u8>().wrapping_add(at));
+    }
+}
+
 /// Calls `tile::<Q, B>` with as many rows and blocks of 16 sums as the registers take: 4 × 4 of 32 registers, else 2 × 2.
 macro_rules! tiles {
     ($s:ty, $rows:expr, $blocks:expr, |$q:ident, $b:ident| $tile:ident::<$($generic:ty),*>($($arg:expr),*)) => {{
@@ -326,6 +334,10 @@ unsafe fn fma_scores_rows<S: Simd, E: Elem>(
         let blocks = (limit - number * PAGE).min(PAGE).div_ceil(LANES);
         // SAFETY: pages are inside the view; rows of scores hold whole pages.
         let (keys, out) = unsafe { (view.keys.add(page as usize * view.key_page), out.add(number * PAGE)) };
+        match view.pages.get(number + 1) {
+            Some(&next) => ask::<S, E>(view.keys.wrapping_add(next as usize * view.key_page), PAGE * view.dim),
+            None => ask::<S, E>(view.values.wrapping_add(view.pages[0] as usize * view.value_page), PAGE * view.dim),
+        }
         let size = view.dim * LANES;
         tiles!(S, count, blocks, |q, b| dots::<S, E>(
             (queries.add(q * wide), wide),
@@ -412,6 +424,9 @@ unsafe fn sums<S: Simd, E: Elem, const Q: usize, const B: usize>(
         for (number, &page) in view.pages.iter().enumerate().take(limit.div_ceil(PAGE)) {
             let values = view.values.add(page as usize * view.value_page + d * E::PACK);
             let weights = (weights.0.add(number * PAGE), weights.1);
+            if let (0, Some(&next)) = (d, view.pages.get(number + 1)) {
+                ask::<S, E>(view.values.wrapping_add(next as usize * view.value_page), PAGE * wide);
+            }
             for p in (0..(limit - number * PAGE).min(PAGE)).step_by(E::PACK) {
                 let mut v = [[S::splat(0.0); 2]; B];
                 for (b, v) in v.iter_mut().enumerate() {

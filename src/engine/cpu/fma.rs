@@ -66,12 +66,15 @@ pub fn kernel<E: Elem>(vector: Vector) -> Kernel<E> {
 #[inline(always)]
 unsafe fn copy_rows<S: Simd, E: Elem>(x: &Rows<E>) {
     let to = scratch(x.stride.div_ceil(STRETCH) * STRETCH_ROWS);
-    for k in (0..x.stride).step_by(LANES) {
-        // SAFETY: `rows` rows of `stride`, a multiple of 16; the scratch holds BLOCK rows of them.
-        unsafe {
-            let to = to.add(k / STRETCH * STRETCH_ROWS + k % STRETCH);
-            for row in 0..x.rows {
-                S::store(to.add(row * STRIDE), E::load::<S>(x.data.at(row * x.stride + k)));
+    for row in 0..x.rows {
+        for first in (0..x.stride).step_by(STRETCH) {
+            // SAFETY: `rows` rows of `stride`, a multiple of 16; the scratch holds BLOCK rows of them.
+            unsafe {
+                let from = x.data.at(row * x.stride + first);
+                let to = to.add(first / STRETCH * STRETCH_ROWS + row * STRIDE);
+                for k in (0..(x.stride - first).min(STRETCH)).step_by(LANES) {
+                    S::store(to.add(k), E::load::<S>(from.add(k)));
+                }
             }
         }
     }

@@ -179,7 +179,8 @@ impl<E: Elem> Packed<E> {
     pub unsafe fn product(&self, isa: Isa, kernel: Kernel<E>, x: Rows<E>, finish: &Finish<E>) {
         debug_assert_eq!(x.stride, self.inner);
         // Enough tasks to balance; more pairs a task read the activations less often.
-        let per_task = (self.pairs / (rayon::current_num_threads() * 4)).clamp(1, 4);
+        let threads = rayon::current_num_threads();
+        let per_task = (self.pairs / (threads * 4)).max((self.pairs / (threads * 2)).min(4)).clamp(1, 16);
         (0..self.pairs.div_ceil(per_task)).into_par_iter().with_max_len(1).for_each(|task| {
             let pairs = task * per_task..((task + 1) * per_task).min(self.pairs);
             // SAFETY: tasks have their own columns of the target; the rest is passed on.
