@@ -1,12 +1,20 @@
--- Texts with the overall score that the pocket DataMan should give them. The ceiling is how much running text there is, in characters: from
--- 200 on 5, from 120 on 4, from 60 on 3, from 20 on 2, else 1. Taken off, down to 1: for clutter 1 to 4, by its share of the letters; for a text that
--- breaks off 1; for one that says everything twice 2; words out of order get 1. Without the ceiling and the broken texts a rephraser that is
--- rewarded with this score learns to write little. Real documents: DataMan's own score, for windows of them.
+-- Texts with the fourteen scores that the pocket DataMan should give them, by a rubric of our own that can be counted: `amount` is how much running
+-- text there is (5 from 200 characters on, 4 from 120, 3 from 60, 2 from 20, else 1), `share` which part of the letters is clutter.
+--   accuracy, coherence          words out of order 1; breaks off in the middle 3; else 5
+--   language consistency         by the share of clutter: none 5, up to 0.12 4, up to 0.35 3, up to 0.65 2, else 1
+--   semantic density, knowledge novelty, creativity, grammatical diversity   the amount
+--   topic focus, professionalism, style consistency   clutter before, behind, between the running text 1; else 5
+--   structural standardization   by the number of clutter lines: none 5, one 4, up to three 3, up to six 2, else 1
+--   originality                  says everything twice 3; else 5          sensitivity   5
+--   overall                      the amount, less what the share takes off (0 to 4), less 1 for breaking off, 2 for twice, 4 for words out of order
+-- The scores are written in this order, so the overall score can be read off those before it. Without the amount and the broken texts, a rephraser
+-- that is rewarded with the overall score learns to write little.
 WITH texts AS (
     SELECT id, text, CAST(row_number() OVER (ORDER BY id) AS BIGINT) AS row FROM clean
 ),
 pages AS (
-    SELECT id, variant, pair['clean'] AS clean, pair['dirty'] AS dirty,
+    SELECT id, variant, pair['clean'] AS clean, trim(pair['dirty']) AS dirty, pair['inserted'] AS inserted,
+           CAST(coalesce(array_length(pair['inserted']), 0) AS BIGINT) AS lines,
            CAST(coalesce(character_length(array_to_string(pair['inserted'], '')), 0) AS DOUBLE)
                / character_length(concat(pair['dirty'], ' ')) AS share
     FROM (
@@ -16,31 +24,34 @@ pages AS (
     )
 ),
 judged AS (
-    SELECT concat(id, '-', variant) AS id, dirty AS text, clean AS running,
-           CASE WHEN share <= 0.0 THEN 0 WHEN share <= 0.12 THEN 1 WHEN share <= 0.35 THEN 2 WHEN share <= 0.65 THEN 3 ELSE 4 END AS off
+    SELECT concat(id, '-', variant) AS id, dirty AS text, clean AS running, share, lines, 'whole' AS kind,
+           lines > 0 AND strpos(dirty, inserted[1]) = 1 AS before,
+           lines > 0 AND right(dirty, character_length(inserted[lines])) = inserted[lines] AS behind
     FROM pages
+    -- Half of the pages that are mostly clutter: the hard ones have little.
+    WHERE share < 0.35 OR variant % 2 = 0
     UNION ALL
-    SELECT concat(id, '-clean-', variant), clean AS text, clean AS running, 0
+    SELECT concat(id, '-clean-', variant), clean AS text, clean AS running, 0.0, 0, 'whole', false, false
     FROM pages
-    WHERE variant % 2 = 0 AND dirty <> clean
+    WHERE variant % 2 = 0 AND lines > 0
     UNION ALL
-    -- Its first sentence.
-    SELECT concat(id, '-short-', variant), sentence AS text, sentence AS running, 0
-    FROM (SELECT id, variant, regexp_match(clean, '^([^\n]{15,160}?[.!?])\s')[1] AS sentence FROM pages WHERE variant % 6 = 1)
+    SELECT concat(id, '-short-', variant), sentence AS text, sentence AS running, 0.0, 0, 'whole', false, false
+    FROM (SELECT id, variant, regexp_match(clean, '^([^\n]{15,160}?[.!?])\s')[1] AS sentence FROM pages WHERE variant % 12 = 1)
     UNION ALL
-    -- Broken off within a word, after a fifth to nine tenths.
-    SELECT concat(id, '-cut-', variant), piece AS text, piece AS running, 1
+    -- Breaks off within a word or behind it, after a fifth to nine tenths.
+    SELECT concat(id, '-cut-', variant), piece AS text, piece AS running, 0.0, 0, 'cut', false, false
     FROM (
-        SELECT id, variant, regexp_replace(substr(clean, 1, CAST(character_length(clean) * (0.2 + 0.07 * (variant % 11)) AS BIGINT)), '[^a-z]+$', '') AS piece
+        SELECT id, variant,
+               regexp_replace(substr(clean, 1, CAST(character_length(clean) * (0.2 + 0.07 * (variant % 11)) AS BIGINT)), '[^a-z]+$', '') AS piece
         FROM pages
+        WHERE variant % 6 = 3
     )
-    WHERE variant % 4 = 3
     UNION ALL
-    SELECT concat(id, '-twice-', variant), concat(clean, chr(10), clean), clean, 2
+    SELECT concat(id, '-twice-', variant), concat(clean, chr(10), clean), clean, 0.0, 0, 'twice', false, false
     FROM pages
     WHERE variant % 12 = 5 AND character_length(clean) < 900
     UNION ALL
-    SELECT concat(id, '-mixed-', variant), string_agg(word, ' ' ORDER BY md5(concat(word, at))), '', 4
+    SELECT concat(id, '-mixed-', variant), string_agg(word, ' ' ORDER BY md5(concat(word, at))), string_agg(word, ' '), 0.0, 0, 'mixed', false, false
     FROM (
         SELECT id, variant, words[at] AS word, at
         FROM (
@@ -49,23 +60,32 @@ judged AS (
         )
     )
     GROUP BY id, variant
+),
+counted AS (
+    SELECT id, text, kind, lines, before, behind,
+           CASE WHEN character_length(running) >= 200 THEN 5 WHEN character_length(running) >= 120 THEN 4
+                WHEN character_length(running) >= 60 THEN 3 WHEN character_length(running) >= 20 THEN 2 ELSE 1 END AS amount,
+           CASE WHEN share <= 0.0 THEN 0 WHEN share <= 0.12 THEN 1 WHEN share <= 0.35 THEN 2 WHEN share <= 0.65 THEN 3 ELSE 4 END AS clutter,
+           lines > CAST(before AS BIGINT) + CAST(behind AS BIGINT) AS between,
+           CASE kind WHEN 'cut' THEN 1 WHEN 'twice' THEN 2 WHEN 'mixed' THEN 4 ELSE 0 END AS broken
+    FROM judged
+    WHERE character_length(trim(text)) > 0
 )
 SELECT id, text,
-       greatest(
-           1,
-           CASE WHEN character_length(running) >= 200 THEN 5 WHEN character_length(running) >= 120 THEN 4
-                WHEN character_length(running) >= 60 THEN 3 WHEN character_length(running) >= 20 THEN 2 ELSE 1 END - off
-       ) AS overall
-FROM judged
-WHERE character_length(trim(text)) > 0
-UNION ALL
-SELECT concat(id, '-', copy, '-', at) AS id, piece AS text, CAST(dataman_score AS BIGINT) AS overall
-FROM (
-    SELECT id, dataman_score, copy, at, substr(text, 1 + at * 600, 900) AS piece
-    FROM documents
-    CROSS JOIN (SELECT value AS at FROM generate_series(0, 3))
-    CROSS JOIN (SELECT value AS copy FROM generate_series(1, $document_copies))
-    WHERE source_row < $train_documents
-)
--- Most real documents score 4: the rarer the score, the more copies.
-WHERE character_length(trim(piece)) >= 80 AND copy <= CASE WHEN dataman_score >= 4 THEN 1 WHEN dataman_score >= 3 THEN 3 ELSE 9 END
+       make_array(
+           CASE kind WHEN 'mixed' THEN 1 ELSE 5 END,
+           CASE kind WHEN 'mixed' THEN 1 WHEN 'cut' THEN 3 ELSE 5 END,
+           5 - clutter,
+           amount,
+           amount,
+           CASE WHEN before THEN 1 ELSE 5 END,
+           amount,
+           CASE WHEN behind THEN 1 ELSE 5 END,
+           CASE WHEN between THEN 1 ELSE 5 END,
+           amount,
+           CASE WHEN lines = 0 THEN 5 WHEN lines = 1 THEN 4 WHEN lines <= 3 THEN 3 WHEN lines <= 6 THEN 2 ELSE 1 END,
+           CASE kind WHEN 'twice' THEN 3 ELSE 5 END,
+           5,
+           greatest(1, amount - clutter - broken)
+       ) AS scores
+FROM counted

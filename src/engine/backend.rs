@@ -69,6 +69,9 @@ pub trait Backend: Send {
     /// The device fails.
     fn set_weights(&mut self, weights: Weights) -> anyhow::Result<()>;
 
+    /// Gives back memory that only steps need, where it can be had again at once. What the cache held is lost.
+    fn rest(&mut self) {}
+
     /// Pages of the cache.
     fn pages(&self) -> usize;
 

@@ -261,6 +261,18 @@ impl Engine {
         answer.recv().unwrap_or_else(|_| Err(self.shared.stopped().into()))
     }
 
+    /// Gives the cache's memory back to the system until the next request, on a CPU; a GPU keeps it. Waits until everything before is
+    /// answered, and drops what was cached of prompts. For whoever needs memory between two batches of requests, as a trainer does.
+    /// Blocks, so not for async code.
+    ///
+    /// # Errors
+    /// The engine stopped.
+    pub fn rest(&self) -> Result<(), RequestError> {
+        let (done, answer) = mpsc::channel();
+        self.queue.send(sequence::Message::Rest(done)).map_err(|_| self.shared.stopped())?;
+        answer.recv().map_err(|_| self.shared.stopped())
+    }
+
     async fn submit(&self, mut request: Request, stop: sequence::StopToken) -> Result<Completion, RequestError> {
         if let Some(format) = &request.format {
             request.max_new_tokens = format_tokens(format);

@@ -58,7 +58,7 @@ struct Scheduler<'a> {
     pool: Arc<rayon::ThreadPool>,
     pages: Pages,
     prefixes: Prefixes,
-    /// Messages behind new parameters that wait for the running sequences to end.
+    /// Messages behind new parameters, or behind a rest, that wait for the running sequences to end.
     inbox: VecDeque<Message>,
     waiting: VecDeque<Waiting>,
     running: Vec<Sequence>,
@@ -90,7 +90,7 @@ impl Scheduler<'_> {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    /// Takes messages in order; new parameters wait until everything before them is answered.
+    /// Takes messages in order; new parameters and rests wait until everything before them is answered.
     fn receive(&mut self) -> anyhow::Result<()> {
         while let Some(message) = self.inbox.pop_front() {
             match message {
@@ -101,7 +101,12 @@ impl Scheduler<'_> {
                     // Nobody listening any more changes nothing.
                     let _ = done.send(Ok(()));
                 }
-                blocked @ Message::Weights(..) => {
+                Message::Rest(done) if self.idle() => {
+                    self.prefixes.clear(&mut self.pages);
+                    self.backend.rest();
+                    let _ = done.send(());
+                }
+                blocked @ (Message::Weights(..) | Message::Rest(_)) => {
                     self.inbox.push_front(blocked);
                     return Ok(());
                 }

@@ -16,6 +16,8 @@ pub enum Message {
     Request(Waiting),
     /// New parameters, and where to say that they are in place.
     Weights(Weights, mpsc::Sender<anyhow::Result<()>>),
+    /// Memory that is not needed between requests is to go, and where to say that it has.
+    Rest(mpsc::Sender<()>),
 }
 
 /// Whether a drawn stop token is part of the result.

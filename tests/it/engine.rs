@@ -415,6 +415,31 @@ async fn new_weights_in_place() {
 }
 
 #[tokio::test]
+async fn a_rest_changes_nothing_and_waits_for_what_runs() {
+    let engine = start("qwen3", 2);
+    let prompt = ids(&expected("qwen3")("prompt", 4));
+    let (prefix, rest) = prompt.split_at(20);
+    let ask = || Request { prefix: prefix.into(), ..sampled(rest.to_vec(), 16, 5) };
+    let before = engine.generate(ask()).await.unwrap().tokens;
+    for _ in 0..2 {
+        let running: Vec<_> = (0..5)
+            .map(|_| {
+                tokio::spawn({
+                    let (engine, ask) = (engine.clone(), ask());
+                    async move { engine.generate(ask).await }
+                })
+            })
+            .collect();
+        let resting = engine.clone();
+        tokio::task::spawn_blocking(move || resting.rest()).await.unwrap().unwrap();
+        for answer in running {
+            assert_eq!(answer.await.unwrap().unwrap().tokens, before);
+        }
+    }
+    assert_eq!(engine.generate(ask()).await.unwrap().tokens, before);
+}
+
+#[tokio::test]
 async fn a_rollout_keeps_its_stop_token() {
     let engine = start("qwen3", 2);
     let prompt = ids(&expected("qwen3")("prompt", 1));

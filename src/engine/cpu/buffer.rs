@@ -39,6 +39,20 @@ impl<T: Plain> Buffer<T> {
         Ok(Self { map, len, kind: PhantomData })
     }
 
+    /// Makes all elements zero, and costs no memory until they are written again.
+    pub fn forget(&mut self) {
+        #[cfg(target_os = "linux")]
+        {
+            // SAFETY: nobody else holds a reference, as `&mut self` says, and every byte pattern is a value; an anonymous mapping's pages
+            // read as zero afterwards (madvise(2), MADV_DONTNEED).
+            let gone = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+            if gone.is_ok() {
+                return;
+            }
+        }
+        self.map.fill(0);
+    }
+
     /// A pointer that tasks of a parallel region may share.
     pub fn shared(&mut self) -> Shared<T> {
         Shared(self.map.as_mut_ptr().cast())

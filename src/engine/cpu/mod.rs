@@ -126,6 +126,16 @@ impl<E: Elem> Backend for CpuModel<E> {
         self.repack(weights)
     }
 
+    fn rest(&mut self) {
+        for layer in &mut self.layers {
+            layer.keys.forget();
+            layer.values.forget();
+        }
+        let Workspace { x, normed, qkv, mixed, gated, last, logits } = &mut self.work;
+        [x, qkv, logits].into_iter().for_each(Buffer::forget);
+        [normed, mixed, gated, last].into_iter().for_each(Buffer::forget);
+    }
+
     fn pages(&self) -> usize {
         self.pages
     }

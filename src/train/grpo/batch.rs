@@ -55,7 +55,8 @@ impl Micro {
 }
 
 /// Cuts the examples into passes of about `rows` rows at most (a longer single completion stands alone). A prompt is fed once
-/// for those of its completions that are in the same pass. `prompts` are at least one token long.
+/// for those of its completions that are in the same pass, so they stay together where a pass holds them all. `prompts` are at least
+/// one token long.
 pub fn micro_batches(prompts: &[&[u32]], examples: &[Example], rows: usize) -> Vec<Micro> {
     let mut micros: Vec<Micro> = Vec::new();
     let mut current = Micro::default();
@@ -63,12 +64,14 @@ pub fn micro_batches(prompts: &[&[u32]], examples: &[Example], rows: usize) -> V
     while start < examples.len() {
         let prompt = prompts[examples[start].prompt];
         let room = rows.saturating_sub(current.inputs.len());
-        let same = examples[start..].iter().take_while(|e| e.prompt == examples[start].prompt);
+        let same = || examples[start..].iter().take_while(|e| e.prompt == examples[start].prompt);
+        let all: usize = prompt.len() + same().map(|e| e.tokens.len() - 1).sum::<usize>();
+        let apart = all > room && all <= rows;
         let mut taken = 0;
         let mut used = prompt.len();
-        for example in same {
+        for example in same() {
             used += example.tokens.len() - 1;
-            if used > room && !(taken == 0 && current.inputs.is_empty()) {
+            if apart || used > room && !(taken == 0 && current.inputs.is_empty()) {
                 break;
             }
             taken += 1;
@@ -169,6 +172,20 @@ mod tests {
             assert!(micros.iter().all(|m| m.inputs.len() <= rows || m.examples.len() == 1), "rows {rows}");
             assert!(micros.iter().all(|m| m.inputs.len() == m.trees.iter().map(Tree::rows).sum::<usize>()));
         }
+    }
+
+    #[test]
+    fn completions_of_a_prompt_stay_together_where_they_fit() {
+        let prompts: [&[u32]; 3] = [&[5; 4], &[6; 4], &[7; 40]];
+        let examples: Vec<Example> = (0..9).map(|i| example(i / 3, &[2; 5])).collect();
+        let groups = |rows| -> Vec<Vec<usize>> {
+            micro_batches(&prompts, &examples, rows).iter().map(|m| m.examples.iter().map(|e| e.0).collect()).collect()
+        };
+        // 16 rows each, and 52 for the last prompt's.
+        assert_eq!(groups(31), [vec![0, 1, 2], vec![3, 4, 5], vec![6], vec![7], vec![8]]);
+        assert_eq!(groups(32), [vec![0, 1, 2, 3, 4, 5], vec![6], vec![7], vec![8]]);
+        assert_eq!(groups(48), [vec![0, 1, 2, 3, 4, 5], vec![6, 7], vec![8]]);
+        assert_eq!(groups(84), [vec![0, 1, 2, 3, 4, 5, 6, 7, 8]]);
     }
 
     #[test]

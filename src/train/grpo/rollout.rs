@@ -106,7 +106,7 @@ pub struct Drawing {
     pub marker: String,
 }
 
-/// Draws and decodes the completions of `prompts`. `seeds` gives (seed, step) of the samples' random streams.
+/// Draws and decodes the completions of `prompts`; the engine then rests: an update needs the memory. `seeds` gives (seed, step) of the samples' random streams.
 ///
 /// # Errors
 /// A request that the engine refuses or fails; a completion that the tokenizer cannot decode.
@@ -139,7 +139,9 @@ pub fn draw(
             });
         }
     }
-    block_on(try_join_all(requests))?
+    let drawn = block_on(try_join_all(requests))?;
+    engine.rest()?;
+    drawn
         .into_iter()
         .map(|(prompt, sample, done)| {
             let spoken = match done.tokens.split_last() {
