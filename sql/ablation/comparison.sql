@@ -5,6 +5,7 @@ SELECT
     count(*) AS documents,
     CAST(count(*) AS DOUBLE) / max(asked) AS answered,
     avg(quality) AS quality,
+    avg(selector) AS selector,
     avg(meaning) AS meaning,
     avg(structure) AS structure,
     avg(length) AS length,

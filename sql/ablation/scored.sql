@@ -1,9 +1,10 @@
--- Every measure of every answer. The parts are those of the reward, so that a variant's `total` can be compared with the training's.
+-- Every measure of every answer. `selector`: what the classifier that selects documents gains, on which nothing was trained. The parts are those of the reward, so that a variant's `total` can be compared with the training's.
 SELECT
     variant,
     id,
     rephrased,
     quality,
+    selector,
     f1,
     CAST(f1 >= $same_meaning AS INT) AS meaning,
     structure,
@@ -14,7 +15,8 @@ FROM (
         variant,
         id,
         rephrased,
-        fasttext_score(rephrased) - fasttext_score(original) AS quality,
+        dataman(rephrased)['overall'] - dataman(original)['overall'] AS quality,
+        fasttext_score(rephrased) - fasttext_score(original) AS selector,
         bertscore(rephrased, original)['f1'] AS f1,
         CAST(structure_preserved(original, rephrased) AS INT) AS structure,
         length_ratio(original, rephrased) AS length_ratio

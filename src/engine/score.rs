@@ -6,10 +6,7 @@
 //! pass; logits exist for a few positions at a time ([`Cut`]). What a job needs goes to the device at once and its figures come back at
 //! once: between them nothing waits.
 
-use super::{
-    EngineOptions, Precision,
-    cpu::isa::{Bf16, Isa},
-};
+use super::{EngineOptions, Precision, cpu::isa::Isa};
 use crate::models::causal::CausalModel;
 use anyhow::{Context, ensure};
 use std::{path::Path, sync::mpsc};
@@ -74,8 +71,7 @@ impl Scorer {
         let kind = match options.precision {
             Precision::F32 => Kind::Float,
             Precision::Bf16 => Kind::BFloat16,
-            Precision::Auto if device != Device::Cpu || Isa::detect().bf16 != Bf16::None => Kind::BFloat16,
-            Precision::Auto => Kind::Float,
+            Precision::Auto => Isa::detect().libtorch_kind(device),
         };
         let model = CausalModel::from_dir(dir, device, kind)?;
         let vocab = model.config().vocab_size();

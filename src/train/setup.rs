@@ -8,12 +8,15 @@ use super::{
     pretrain::{Backward, Options, Pretrainer},
     sft::Trainer,
 };
-use crate::models::{
-    causal::{CausalConfig, CausalModel},
-    config::DecoderConfig,
-    decoder::Decoder,
-    device::DeviceSpec,
-    openlm::OpenLm,
+use crate::{
+    engine::cpu::isa::Isa,
+    models::{
+        causal::{CausalConfig, CausalModel},
+        config::DecoderConfig,
+        decoder::Decoder,
+        device::DeviceSpec,
+        openlm::OpenLm,
+    },
 };
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -23,7 +26,7 @@ use tch::{Device, Kind};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
-    /// bf16 where the processor computes in it, else f32.
+    /// bf16 where libtorch multiplies it faster, else f32.
     #[default]
     Auto,
     /// bf16 everywhere, slow where the processor has no instructions for it.
@@ -84,8 +87,7 @@ impl Compute {
         let kind = match precision {
             Precision::F32 => Kind::Float,
             Precision::Bf16 => Kind::BFloat16,
-            Precision::Auto if device != Device::Cpu || cpu_has_bf16() => Kind::BFloat16,
-            Precision::Auto => Kind::Float,
+            Precision::Auto => Isa::detect().libtorch_kind(device),
         };
         Ok(Self { device, kind })
     }
@@ -159,15 +161,6 @@ impl Compute {
         let Recipe { clip, z_loss, backward } = recipe;
         Ok(Pretrainer::new(model, adamw, Options { kind: self.kind, clip, z_loss, backward }))
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn cpu_has_bf16() -> bool {
-    std::is_x86_feature_detected!("avx512bf16")
-}
-#[cfg(not(target_arch = "x86_64"))]
-fn cpu_has_bf16() -> bool {
-    false
 }
 
 /// Sets the CPU threads that this thread's libtorch calls use; 0 for all cores. Call it on the thread that trains.
