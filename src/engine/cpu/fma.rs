@@ -108,6 +108,10 @@ vectorised!(
     tiles => tiles_of::<E: Elem>(args: &Args<E>));
 
 /// `R` rows by 32 columns in registers.
+#[expect(
+    clippy::needless_range_loop,
+    reason = "`part` also chooses the inner element, and f32 has one part of the two"
+)]
 #[inline(always)]
 unsafe fn tile<S: Simd, E: Elem, const R: usize>(args: &Args<E>, x: *const f32, row: usize) {
     // SAFETY: inside the scratch's rows and the panels that the caller gave.
