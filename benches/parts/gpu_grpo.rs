@@ -292,6 +292,7 @@ fn update_options(work: &Work) -> UpdateOptions {
         rows: work.rows,
         activations: work.activations,
         clip: 1.0,
+        between: None,
     }
 }
 
@@ -309,7 +310,14 @@ fn learn(
     let example = |(i, tokens): (usize, Vec<u32>)| {
         let hash = tokens.iter().fold(i as u32, |hash, &id| hash.wrapping_mul(31).wrapping_add(id));
         let advantage = f64::from(hash % 1000) / 500.0 - 1.0;
-        Example { prompt: i / samples, advantage, batch: i / samples % work.prompts, masked: false, tokens }
+        Example {
+            prompt: i / samples,
+            advantage,
+            batch: i / samples % work.prompts,
+            drawn: None,
+            masked: false,
+            tokens,
+        }
     };
     policy.update(&slices, &drawn.into_iter().enumerate().map(example).collect::<Vec<_>>(), update, 1e-6)
 }

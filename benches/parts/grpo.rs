@@ -84,6 +84,7 @@ fn once(
             id: i.to_string(),
             tokens: (0..work.prompt as u32).map(|t| (i * 7919 + t * 104_729 + step as u32 * 31) % vocab).collect(),
             text: "".into(),
+            script: None,
         })
         .collect();
     let drawing = Drawing {
@@ -92,6 +93,7 @@ fn once(
         longest: work.new,
         stop: Vec::new().into(),
         marker: String::new(),
+        between: None,
     };
     let update = update_options(work, activations);
     let begin = Instant::now();
@@ -105,6 +107,7 @@ fn once(
             prompt: r.prompt,
             advantage: if i % 2 == 0 { 1.0 } else { -1.0 },
             batch: i / work.samples,
+            drawn: None,
             masked: false,
             tokens: r.tokens,
         })
@@ -125,5 +128,6 @@ fn update_options(work: &Work, activations: Activations) -> UpdateOptions {
         rows: 2048,
         activations,
         clip: 1.0,
+        between: None,
     }
 }

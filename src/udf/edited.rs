@@ -22,7 +22,7 @@ use std::sync::Arc;
 pub async fn edited(lm: &LanguageModel, engine: &dyn Complete, text: &str, seed: u64) -> Result<Answer, String> {
     let edits = Edits::new(text);
     let script = edits.script();
-    let format = format(&lm.tokenizer, &script, lm.settings.drop_lean).map_err(|e| format!("{e:#}"))?;
+    let format = form(&lm.tokenizer, &script, lm.settings.drop_lean).map_err(|e| format!("{e:#}"))?;
     let (prefix, prompt, _) = lm.rephrase.request("", usize::MAX).map_err(|e| format!("{e:#}"))?;
     let settings = &lm.settings;
     let before = prefix.len() + prompt.len();
@@ -47,15 +47,26 @@ pub async fn edited(lm: &LanguageModel, engine: &dyn Complete, text: &str, seed:
     })
 }
 
-/// The script with a choice behind each entry. Entries are tokenised one by one, as in training.
-fn format(tokenizer: &Tokenizer, script: &[String], drop_lean: f32) -> Result<Arc<[FormatStep]>> {
+/// The tokens of the two letters: keep, drop.
+///
+/// # Errors
+/// The tokenizer writes one of them as several tokens.
+pub fn letters(tokenizer: &Tokenizer) -> Result<[u32; 2]> {
     let letter = |letter: char| -> Result<u32> {
         let ids = tokenizer.encode(&letter.to_string(), Special::Plain)?;
         ensure!(ids.len() == 1, "answer: edits needs a tokenizer that writes {letter} as one token");
         Ok(ids[0])
     };
+    Ok([letter(KEEP)?, letter(DROP)?])
+}
+
+/// The script with a choice behind each entry. Entries are tokenised one by one, as in training.
+///
+/// # Errors
+/// An entry cannot be tokenised; [`letters`].
+pub fn form(tokenizer: &Tokenizer, script: &[String], drop_lean: f32) -> Result<Arc<[FormatStep]>> {
     // Of equals the first is taken: in doubt a segment stays.
-    let choice = FormatStep::Leaning(Arc::from([letter(KEEP)?, letter(DROP)?]), (drop_lean * 1000.0) as i32);
+    let choice = FormatStep::Leaning(letters(tokenizer)?.into(), (drop_lean * 1000.0) as i32);
     let mut steps = Vec::with_capacity(script.len() * 2);
     for given in script {
         let ids = tokenizer.encode(given, Special::Plain).context("script")?;

@@ -14,6 +14,7 @@ use repro::{
         checkpoint,
         grpo::{
             batch::Example,
+            edits::Between,
             loss::{LossType, Objective},
             policy::{Activations, Policy, UpdateOptions},
         },
@@ -102,6 +103,7 @@ fn options(activations: Activations) -> UpdateOptions {
         rows: 200,
         activations,
         clip: 1.0,
+        between: None,
     }
 }
 
@@ -113,6 +115,7 @@ fn completions() -> (Vec<Vec<u32>>, Vec<Example>) {
         tokens: (0..length).map(|t| ((t * 31 + i * 17) % 290 + 2) as u32).collect(),
         advantage: if i.is_multiple_of(2) { 1.0 } else { -0.7 },
         batch: i % 2,
+        drawn: None,
         masked: false,
     };
     let examples = [30, 1, 17].into_iter().enumerate().map(|(i, n)| example(0, i, n));
@@ -210,4 +213,55 @@ fn adapters_change_and_nothing_else() {
     };
     let far = (logits(read) - logits(merged)).abs().max().double_value(&[]);
     assert!(far < 1e-6, "off by {far}");
+}
+
+/// Completions of which some tokens were drawn, between two: the gradient is autograd's over the formula, each completion on its own.
+#[test]
+fn choices_between_two_tokens_as_autograd() {
+    let device = tensor_device();
+    let between = Between { ids: [5, 9], lean: 0.8 };
+    let mut options = UpdateOptions { between: Some(between), ..options(Activations::Keep) };
+    options.objective = Objective { beta: 0.0, temperature: 0.7, ..options.objective };
+    let prompts: [&[u32]; 2] = [&[3, 4, 6], &[7]];
+    let example = |prompt: usize, tokens: &[u32], drawn: &[usize], advantage: f64| Example {
+        prompt,
+        tokens: tokens.to_vec(),
+        advantage,
+        batch: 0,
+        drawn: Some(drawn.into()),
+        masked: false,
+    };
+    let examples = [
+        example(0, &[5, 20, 21, 9], &[0, 3], 1.0),
+        example(0, &[9, 20, 21, 9], &[0, 3], -0.6),
+        example(1, &[9, 30, 5, 31, 32, 5], &[0, 2, 5], 0.4),
+    ];
+    let options = UpdateOptions { loss_type: LossType::Dapo, batches: 1, ..options };
+    let mut policy = policy(Kind::Float, device);
+    let (_, grad) = policy.loss_and_gradient(&prompts, &examples, &options);
+
+    let mut decoder = decoder(device);
+    for tensor in decoder.weights.tensors.values_mut() {
+        *tensor = tensor.set_requires_grad(true);
+    }
+    let mut loss = Tensor::zeros([], (Kind::Float, device));
+    for example in &examples {
+        let ids = [prompts[example.prompt], &example.tokens].concat();
+        let ids: Vec<i64> = ids.into_iter().map(i64::from).collect();
+        let hidden = decoder.hidden(&Tensor::from_slice(&ids).to_device(device).unsqueeze(0), Kind::Float).squeeze();
+        let logits = decoder.logits(&hidden);
+        for &at in example.drawn.iter().flat_map(|drawn| drawn.iter()) {
+            let row = logits.get((prompts[example.prompt].len() + at - 1) as i64);
+            let [keep, drop] = between.ids.map(|id| row.get(i64::from(id)));
+            let two = Tensor::stack(&[keep, drop + f64::from(between.lean)], 0) / options.objective.temperature;
+            let drawn = i64::from(example.tokens[at] == between.ids[1]);
+            loss -= two.log_softmax(0, Kind::Float).get(drawn) * example.advantage / 7.0;
+        }
+    }
+    loss.backward();
+    for (name, tensor) in &decoder.weights.tensors {
+        let (got, wanted) = (policy.parameters.part(&grad, name).unwrap(), tensor.grad());
+        let far = ((got - &wanted).norm() / wanted.norm()).double_value(&[]);
+        assert!(far < 1e-4, "{name}: off by {far}");
+    }
 }

@@ -3,6 +3,9 @@
 //! [`crate::train::grpo`]; turning settings, tables and models into its plan is in [`prepare`], the rewards are in [`reward`],
 //! tables, checkpoints and the live view in [`report`].
 //!
+//! A model with `answer: edits` is trained on its choices alone ([`crate::train::grpo::edits`]); `completion` and `text` of its rollouts are
+//! what they keep.
+//!
 //! Both tables are written a fragment a step and can be read while the run goes on; their manifests come at its end. A run that
 //! is continued writes the steps after its checkpoint again, under the same names.
 //!
@@ -72,7 +75,7 @@ pub struct Config {
     /// Sampling temperature; log-probabilities are taken at the same.
     #[serde(default = "one_f32")]
     pub temperature: f32,
-    /// Nucleus mass; not reflected in log-probabilities.
+    /// Nucleus mass; not reflected in log-probabilities. Below 1 a model with `answer: edits` never tries a choice less likely than the rest.
     #[serde(default = "top_p")]
     pub top_p: f32,
     /// Likeliest tokens to draw from; 0 keeps all.
@@ -81,7 +84,7 @@ pub struct Config {
     /// Tokens of a whole prompt, template included; longer ones are left out and counted.
     #[serde(default = "two_thousand")]
     pub max_prompt_length: usize,
-    /// Tokens of a completion, end token included.
+    /// Tokens of a completion, end token included. Of a model with `answer: edits` a document whose script is longer is left out.
     #[serde(default = "two_thousand")]
     pub max_completion_length: usize,
     /// Characters of a document; the rest is cut off, for prompt and rewards alike. Not given: what the model is asked to

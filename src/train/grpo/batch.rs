@@ -4,6 +4,7 @@
 use crate::models::packed::Tree;
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
+use std::sync::Arc;
 
 /// One completion to learn from.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,8 +17,17 @@ pub struct Example {
     pub advantage: f64,
     /// The loss batch that it is in.
     pub batch: usize,
+    /// Where its drawn tokens stand, if not all were: the others were given, and count for nothing.
+    pub drawn: Option<Arc<[usize]>>,
     /// Left out of the loss (cut off, where that is asked for); still counted by the normaliser.
     pub masked: bool,
+}
+
+impl Example {
+    /// Tokens that the loss is taken over.
+    pub fn counted(&self) -> usize {
+        self.drawn.as_ref().map_or(self.tokens.len(), |drawn| drawn.len())
+    }
 }
 
 /// One forward and backward pass.
@@ -27,11 +37,11 @@ pub struct Micro {
     pub inputs: Vec<i64>,
     /// How the rows hang together.
     pub trees: Vec<Tree>,
-    /// Rows that predict a completion's token, completion by completion.
+    /// Rows that predict a drawn token, completion by completion.
     pub positions: Vec<i64>,
     /// The tokens that they predict.
     pub targets: Vec<i64>,
-    /// Which example each completion is, with its number of tokens; in the order of `targets`.
+    /// Which example each completion is, with its number of drawn tokens; in the order of `targets`.
     pub examples: Vec<(usize, usize)>,
 }
 
@@ -43,11 +53,17 @@ impl Micro {
         for (index, example) in examples {
             let tokens = &example.tokens;
             // The first token is predicted by the prompt's last row, each further one by the token before it.
-            self.positions.push((root + prompt.len() - 1) as i64);
-            self.positions.extend((self.inputs.len()..self.inputs.len() + tokens.len() - 1).map(|row| row as i64));
-            self.targets.extend(tokens.iter().map(|&id| i64::from(id)));
+            let (last, own) = (root + prompt.len() - 1, self.inputs.len());
+            let mut predict = |at: usize| {
+                self.positions.push(if at == 0 { last } else { own + at - 1 } as i64);
+                self.targets.push(i64::from(tokens[at]));
+            };
+            match &example.drawn {
+                Some(drawn) => drawn.iter().for_each(|&at| predict(at)),
+                None => (0..tokens.len()).for_each(predict),
+            }
             self.inputs.extend(tokens[..tokens.len() - 1].iter().map(|&id| i64::from(id)));
-            self.examples.push((*index, tokens.len()));
+            self.examples.push((*index, example.counted()));
             branches.push(tokens.len() - 1);
         }
         self.trees.push(Tree { prompt: prompt.len(), branches });
@@ -142,7 +158,7 @@ mod tests {
     use super::*;
 
     fn example(prompt: usize, tokens: &[u32]) -> Example {
-        Example { prompt, tokens: tokens.to_vec(), advantage: 0.0, batch: 0, masked: false }
+        Example { prompt, tokens: tokens.to_vec(), advantage: 0.0, batch: 0, drawn: None, masked: false }
     }
 
     #[test]
@@ -158,6 +174,16 @@ mod tests {
         assert_eq!(micro.positions, [1, 2, 3, 1, 4, 5]);
         assert_eq!(micro.targets, [8, 9, 1, 1, 4, 1]);
         assert_eq!(micro.examples, [(0, 3), (1, 1), (2, 2)]);
+    }
+
+    #[test]
+    fn what_was_given_predicts_nothing() {
+        let given = Example { drawn: Some([0, 3].into()), ..example(0, &[8, 2, 2, 9]) };
+        let micro = &micro_batches(&[&[5, 6]], &[example(0, &[4]), given], 100)[0];
+        assert_eq!(micro.inputs, [5, 6, 8, 2, 2]);
+        assert_eq!(micro.positions, [1, 1, 4]);
+        assert_eq!(micro.targets, [4, 8, 9]);
+        assert_eq!(micro.examples, [(0, 1), (1, 2)]);
     }
 
     #[test]

@@ -147,14 +147,23 @@ pub struct Pass {
     pub entropy: Tensor,
 }
 
-/// The objective and its gradient. `hidden` [N, H] are the states that predict the tokens, `weight` [V, H] the output
-/// projection, whose gradient is added to `weight_grad` [V, H] f32 where it is wanted. Beside the pass: d (Σ w L) / d hidden [N, H], in the type of `hidden`.
+/// Where logits come from: hidden @ weight^T + bias.
+#[derive(Debug)]
+pub struct Output {
+    /// [V, H]: the output projection, or the rows of the tokens that are chosen between.
+    pub weight: Tensor,
+    /// [V] f32, added before the temperature; it is not learned.
+    pub bias: Option<Tensor>,
+}
+
+/// The objective and its gradient. `hidden` [N, H] are the states that predict the tokens; the gradient of the projection is added to
+/// `weight_grad` [V, H] f32 where it is wanted. Beside the pass: d (Σ w L) / d hidden [N, H], in the type of `hidden`.
 ///
-/// With p = softmax(z), z = hidden @ weight^T / T, g = w dL/dlog π:
+/// With p = softmax(z), z = (hidden @ weight^T + bias) / T, g = w dL/dlog π:
 ///   d / d (hidden @ weight^T) = g (onehot - p) / T
 pub fn pass(
     hidden: &Tensor,
-    weight: &Tensor,
+    output: &Output,
     tokens: &Tokens,
     objective: &Objective,
     mut weight_grad: Option<Tensor>,
@@ -162,10 +171,10 @@ pub fn pass(
     let _guard = tch::no_grad_guard();
     let mut loss = Tensor::zeros([], (Kind::Double, hidden.device()));
     let mut columns: [Vec<Tensor>; 5] = Default::default();
-    for (start, length) in chunks(hidden.size()[0], weight.size()[0], hidden.device()) {
+    for (start, length) in chunks(hidden.size()[0], output.weight.size()[0], hidden.device()) {
         let rows = hidden.narrow(0, start, length);
         let part = tokens.narrow(start, length);
-        let (mut log_softmax, log_p) = chunk_log_p(&rows, weight, &part.targets, objective.temperature);
+        let (mut log_softmax, log_p) = chunk_log_p(&rows, output, &part.targets, objective.temperature);
         let terms = terms(&log_p, &part, objective);
         loss += (&terms.loss * &part.weights).sum(Kind::Double);
         let p = log_softmax.exp();
@@ -180,7 +189,7 @@ pub fn pass(
             *weight_grad += d_logits.tr().matmul(&rows);
         }
         for (column, value) in
-            columns.iter_mut().zip([log_p, terms.kl, terms.clipped, entropy, d_logits.matmul(weight)])
+            columns.iter_mut().zip([log_p, terms.kl, terms.clipped, entropy, d_logits.matmul(&output.weight)])
         {
             column.push(value);
         }
@@ -190,12 +199,12 @@ pub fn pass(
 }
 
 /// Log-probabilities [N] f32 of `targets` [N] at `temperature`, chunk by chunk.
-pub fn log_probs(hidden: &Tensor, weight: &Tensor, targets: &Tensor, temperature: f64) -> Tensor {
+pub fn log_probs(hidden: &Tensor, output: &Output, targets: &Tensor, temperature: f64) -> Tensor {
     let _guard = tch::no_grad_guard();
-    let parts: Vec<Tensor> = chunks(hidden.size()[0], weight.size()[0], hidden.device())
+    let parts: Vec<Tensor> = chunks(hidden.size()[0], output.weight.size()[0], hidden.device())
         .map(|(start, length)| {
             let rows = hidden.narrow(0, start, length);
-            chunk_log_p(&rows, weight, &targets.narrow(0, start, length), temperature).1
+            chunk_log_p(&rows, output, &targets.narrow(0, start, length), temperature).1
         })
         .collect();
     Tensor::cat(&parts, 0)
@@ -214,9 +223,12 @@ impl Tokens {
     }
 }
 
-/// log softmax(rows @ weight^T / temperature) [n, V] f32, and its values at `targets` [n].
-fn chunk_log_p(rows: &Tensor, weight: &Tensor, targets: &Tensor, temperature: f64) -> (Tensor, Tensor) {
-    let mut logits = rows.matmul(&weight.tr()).to_kind(Kind::Float);
+/// log softmax of the logits over the temperature [n, V] f32, and its values at `targets` [n].
+fn chunk_log_p(rows: &Tensor, output: &Output, targets: &Tensor, temperature: f64) -> (Tensor, Tensor) {
+    let mut logits = rows.matmul(&output.weight.tr()).to_kind(Kind::Float);
+    if let Some(bias) = &output.bias {
+        logits += bias;
+    }
     if temperature != 1.0 {
         logits /= temperature;
     }
@@ -325,17 +337,18 @@ mod tests {
             reference: None,
         };
         let weight_grad = Tensor::zeros([3, 3], (Kind::Float, tch::Device::Cpu));
-        let (pass, hidden_grad) = pass(&hidden, &weight, &tokens, &PAPER, Some(weight_grad.shallow_clone()));
+        let output = Output { weight, bias: None };
+        let (pass, hidden_grad) = pass(&hidden, &output, &tokens, &PAPER, Some(weight_grad.shallow_clone()));
         assert!((pass.loss.double_value(&[]) + 1.0).abs() < 1e-6);
         close(&pass.log_p, &[0.625f32.ln()]);
         close(&hidden_grad.view([-1]), &[0.125, 0.25, -0.375]);
         let entropy = -(0.125f32 * 0.125f32.ln() + 0.25 * 0.25f32.ln() + 0.625 * 0.625f32.ln());
         close(&pass.entropy, &[entropy]);
         close(&weight_grad.get(1), &[0.0, 0.25 * 2f32.ln(), 0.25 * 5f32.ln()]);
-        close(&log_probs(&hidden, &weight, &tokens.targets, 1.0), &[0.625f32.ln()]);
+        close(&log_probs(&hidden, &output, &tokens.targets, 1.0), &[0.625f32.ln()]);
     }
 
-    /// The written-out gradient equals autograd's over the formula, in every part: clip, divergence, temperature, chunks.
+    /// The written-out gradient equals autograd's over the formula, in every part: clip, divergence, temperature, bias, chunks.
     #[test]
     fn gradient_is_that_of_the_formula() {
         tch::manual_seed(7);
@@ -351,7 +364,9 @@ mod tests {
             old: Some(Tensor::randn([n], options) * 0.3 - 2.0),
             reference: Some(Tensor::randn([n], options) * 0.3 - 2.0),
         };
-        let log_softmax = (hidden.matmul(&weight.tr()) / objective.temperature).log_softmax(-1, Kind::Float);
+        let bias = Tensor::randn([v], options);
+        let logits = hidden.matmul(&weight.tr()) + &bias;
+        let log_softmax = (logits / objective.temperature).log_softmax(-1, Kind::Float);
         let log_p = log_softmax.gather(1, &tokens.targets.unsqueeze(1), false).squeeze_dim(1);
         let ratio = (&log_p - tokens.old.as_ref().unwrap()).exp();
         let gain = &ratio * &tokens.advantages;
@@ -361,7 +376,8 @@ mod tests {
         let loss = (each * &tokens.weights).sum(Kind::Float);
         loss.backward();
         let weight_grad = Tensor::zeros([v, h], options);
-        let (pass, hidden_grad) = pass(&hidden, &weight, &tokens, &objective, Some(weight_grad.shallow_clone()));
+        let output = Output { weight: weight.detach(), bias: Some(bias) };
+        let (pass, hidden_grad) = pass(&hidden, &output, &tokens, &objective, Some(weight_grad.shallow_clone()));
         let relative = (pass.loss.double_value(&[]) / loss.double_value(&[]) - 1.0).abs();
         assert!(relative < 1e-5, "{relative}");
         for (got, wanted) in [(hidden_grad, hidden.grad()), (weight_grad, weight.grad())] {

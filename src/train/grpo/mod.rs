@@ -3,6 +3,7 @@
 //!
 //! | file | owns |
 //! |---|---|
+//! | [`edits`] | completions of which only the choices are drawn |
 //! | `found` | an iteration's figures on the host |
 //! | [`loss`] | objective, mask, normaliser, sign, gradient |
 //! | [`advantage`] | rewards to advantages |
@@ -16,10 +17,11 @@
 //!
 //! Departures from TRL: a completion whose reward failed takes no part in its group (TRL counts the missing part as 0); prompts
 //! that are too long are left out before the run (TRL cuts them for the loss only); a prompt's rows are computed once for all
-//! its completions, which changes no number.
+//! its completions, which changes no number. A rephraser by edits has no counterpart there: only its choices are drawn ([`edits`]).
 
 pub mod advantage;
 pub mod batch;
+pub mod edits;
 mod found;
 pub mod loss;
 pub mod policy;

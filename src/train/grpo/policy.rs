@@ -7,8 +7,9 @@
 
 use super::{
     batch::{Example, Micro, micro_batches},
+    edits::Between,
     found::Found,
-    loss::{self, Counted, LossType, Objective, Tokens},
+    loss::{self, Counted, LossType, Objective, Output, Tokens},
     staged::{self, Staged},
 };
 use crate::{
@@ -57,6 +58,8 @@ pub struct UpdateOptions {
     pub activations: Activations,
     /// Largest gradient norm; 0 for no bound.
     pub clip: f64,
+    /// What drawn tokens were drawn from; None: the whole vocabulary.
+    pub between: Option<Between>,
 }
 
 /// What one example's tokens gave in the first iteration, in means over its tokens.
@@ -295,14 +298,14 @@ impl Policy {
         let reference = kept.reference.take().or_else(|| {
             let reference = self.reference.as_ref().filter(|_| options.objective.beta != 0.0)?;
             let mixer = staged.mixer(reference, rope, self.kind);
-            Some(log_probs(reference, staged, &*mixer, options.objective.temperature, self.kind))
+            Some(log_probs(reference, staged, &*mixer, options, self.kind))
         });
         Tokens {
             advantages: staged.advantages.shallow_clone(),
             weights: staged.weights.shallow_clone(),
             old: kept.old.as_ref().map(Tensor::shallow_clone),
             reference,
-            targets: staged.targets.shallow_clone(),
+            targets: targets(staged, options.between),
         }
     }
 
@@ -371,12 +374,18 @@ impl Policy {
         grad: &Tensor,
     ) -> (loss::Pass, Tensor) {
         let hidden = self.decoder.final_norm(&last.index_select(0, &staged.positions), self.kind);
-        let name = self.decoder.output_name();
-        let output = self.decoder.weights.tensors.get(name).expect("a decoder has its output weight");
         // None where the output projection is frozen.
-        let output_grad = self.parameters.part(grad, name);
-        let (pass, hidden_grad) =
-            loss::pass(&hidden.detach(), &output.detach(), tokens, &options.objective, output_grad);
+        let whole = self.parameters.part(grad, self.decoder.output_name());
+        let (output, ids) = output(&self.decoder, options.between);
+        let own = match (&ids, &whole) {
+            (Some(_), Some(whole)) => Some(Tensor::zeros(output.weight.size(), (Kind::Float, whole.device()))),
+            _ => whole.as_ref().map(Tensor::shallow_clone),
+        };
+        let wanted = own.as_ref().map(Tensor::shallow_clone);
+        let (pass, hidden_grad) = loss::pass(&hidden.detach(), &output, tokens, &options.objective, wanted);
+        if let (Some(ids), Some(mut whole), Some(own)) = (ids, whole, own) {
+            let _ = tch::no_grad(|| whole.index_add_(0, &ids, &own));
+        }
         back(&hidden, &hidden_grad);
         self.collect("model.norm.weight", grad);
         (pass, last.grad())
@@ -390,21 +399,36 @@ fn back(output: &Tensor, upstream: &Tensor) {
 
 /// Each example's normaliser.
 fn token_weights(examples: &[Example], options: &UpdateOptions) -> Vec<f64> {
-    let counted: Vec<Counted> = examples
-        .iter()
-        .map(|e| Counted { tokens: if e.masked { 0 } else { e.tokens.len() }, batch: e.batch })
-        .collect();
+    let counted: Vec<Counted> =
+        examples.iter().map(|e| Counted { tokens: if e.masked { 0 } else { e.counted() }, batch: e.batch }).collect();
     loss::normalisers(options.loss_type, &counted, options.batches, options.longest)
 }
 
 /// Log-probabilities of a pass's tokens under another model of the same shape.
-fn log_probs(decoder: &Decoder, staged: &Staged<'_>, mixer: &dyn Mixer, temperature: f64, kind: Kind) -> Tensor {
+fn log_probs(decoder: &Decoder, staged: &Staged<'_>, mixer: &dyn Mixer, options: &UpdateOptions, kind: Kind) -> Tensor {
     let _guard = tch::no_grad_guard();
     let mut x = decoder.embed(&staged.inputs);
     for layer in 0..decoder.config.layers {
         x = decoder.block(&x, layer, kind, mixer);
     }
     let hidden = decoder.final_norm(&x.index_select(0, &staged.positions), kind);
-    let output = decoder.weights.tensors.get(decoder.output_name()).expect("a decoder has its output weight");
-    loss::log_probs(&hidden, output, &staged.targets, temperature)
+    let output = output(decoder, options.between).0;
+    loss::log_probs(&hidden, &output, &targets(staged, options.between), options.objective.temperature)
+}
+
+/// What logits come from, and the rows of the projection that were taken where they are not all.
+fn output(decoder: &Decoder, between: Option<Between>) -> (Output, Option<Tensor>) {
+    let weight = decoder.weights.tensors.get(decoder.output_name()).expect("a decoder has its output weight").detach();
+    let Some(Between { ids, lean }) = between else { return (Output { weight, bias: None }, None) };
+    let ids = Tensor::from_slice(&ids.map(i64::from)).to_device(weight.device());
+    let bias = Tensor::from_slice(&[0.0, lean]).to_device(weight.device());
+    (Output { weight: weight.index_select(0, &ids), bias: Some(bias) }, Some(ids))
+}
+
+/// The drawn tokens [N] as places in what they were drawn from.
+fn targets(staged: &Staged<'_>, between: Option<Between>) -> Tensor {
+    match between {
+        Some(between) => staged.targets.eq(i64::from(between.ids[1])).to_kind(Kind::Int64),
+        None => staged.targets.shallow_clone(),
+    }
 }

@@ -1,10 +1,13 @@
 //! Completions of a step: drawn by the engine, decoded, scored. A sample depends on the weights, its prompt and its own seed
 //! only. Knows the engine, a tokenizer and a [`Reward`]; nothing of updates.
 
-use super::batch::sample_seed;
+use super::{
+    batch::sample_seed,
+    edits::{Between, Script},
+};
 use crate::{
-    engine::{Engine, FinishReason, Request, RequestError, Sampling},
-    text::{extract::extract, tokenizer::Tokenizer},
+    engine::{Completion, Engine, FinishReason, Request, RequestError, Sampling},
+    text::{edits::Edits, extract::extract, tokenizer::Tokenizer},
 };
 use anyhow::{Context, anyhow, ensure};
 use futures::{executor::block_on, future::try_join_all};
@@ -15,8 +18,10 @@ use std::sync::Arc;
 pub struct Prompt {
     /// The row's id.
     pub id: String,
-    /// The whole request: template and document.
+    /// The whole request: template and document. With a script: up to its first choice.
     pub tokens: Vec<u32>,
+    /// The form of its completions, where the model rephrases by edits.
+    pub script: Option<Script>,
     /// The document.
     pub text: Arc<str>,
 }
@@ -77,11 +82,11 @@ pub struct Rollout {
     pub prompt_id: String,
     /// Number among the completions of its prompt.
     pub sample: usize,
-    /// Tokens, the end token included where one was drawn.
+    /// Tokens, the end token included where one was drawn. Of a script: choices and what was given between them.
     pub tokens: Vec<u32>,
     /// Why it ended.
     pub finish: FinishReason,
-    /// The whole answer.
+    /// The whole answer; of a script, what its choices keep.
     pub answer: String,
     /// The text behind the marker.
     pub text: String,
@@ -104,6 +109,8 @@ pub struct Drawing {
     pub stop: Arc<[u32]>,
     /// Marker before the text; empty: the whole answer.
     pub marker: String,
+    /// What the choices of a script are between.
+    pub between: Option<Between>,
 }
 
 /// Draws and decodes the completions of `prompts`; the engine then rests: an update needs the memory. `seeds` gives (seed, step) of the samples' random streams.
@@ -131,7 +138,7 @@ pub fn draw(
                 sampling: drawing.sampling,
                 stop: Arc::clone(&drawing.stop),
                 seed: sample_seed(seed, step, &prompt.id, sample),
-                format: None,
+                format: prompt.script.as_ref().map(|script| Arc::clone(&script.steps)),
             };
             requests.push(async move {
                 let done = engine.rollout(request).await.map_err(explained);
@@ -144,11 +151,12 @@ pub fn draw(
     drawn
         .into_iter()
         .map(|(prompt, sample, done)| {
-            let spoken = match done.tokens.split_last() {
-                Some((_, rest)) if done.finish == FinishReason::Stop => rest,
-                _ => &done.tokens,
+            let answer = match (&prompts[prompt].script, drawing.between) {
+                (Some(script), Some(between)) => {
+                    Edits::new(&prompts[prompt].text).apply(&script.kept(&done.tokens, between))
+                }
+                _ => tokenizer.decode(spoken(&done))?,
             };
-            let answer = tokenizer.decode(spoken)?;
             Ok(Rollout {
                 prompt,
                 prompt_id: prompts[prompt].id.clone(),
@@ -162,6 +170,14 @@ pub fn draw(
             })
         })
         .collect()
+}
+
+/// The tokens without the one that ended them.
+fn spoken(done: &Completion) -> &[u32] {
+    match done.tokens.split_last() {
+        Some((_, rest)) if done.finish == FinishReason::Stop => rest,
+        _ => &done.tokens,
+    }
 }
 
 fn explained(error: RequestError) -> anyhow::Error {

@@ -19,7 +19,7 @@ use crate::{
 };
 use anyhow::{bail, ensure};
 use serde::{Deserialize, Serialize};
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 /// A run with nothing left open.
 pub struct Plan {
@@ -157,7 +157,7 @@ fn step(actors: &mut Actors<'_>, state: &mut State, plan: &Plan, hooks: &mut dyn
 
     let totals: Vec<Option<f64>> = rollouts.iter().map(|r| r.total).collect();
     let (advantages, flat) = advantage::advantages(&totals, plan.drawing.samples, plan.scale);
-    let (examples, of_rollout) = examples(&rollouts, &advantages, plan, state.step);
+    let (examples, of_rollout) = examples(&prompts, &rollouts, &advantages, plan, state.step);
     let tokens: Vec<&[u32]> = prompts.iter().map(|p| p.tokens.as_slice()).collect();
     let rate = rate(plan, state.step);
     let update = actors.policy.update(&tokens, &examples, &plan.update, rate)?;
@@ -199,6 +199,7 @@ fn rate(plan: &Plan, step: u64) -> f64 {
 
 /// The rollouts that have a reward, as examples, and for each rollout which example it is.
 fn examples(
+    prompts: &[&Prompt],
     rollouts: &[Rollout],
     advantages: &[Option<f64>],
     plan: &Plan,
@@ -213,7 +214,8 @@ fn examples(
             let masked = plan.mask_truncated && rollout.finish == FinishReason::Length;
             let batch = batches[examples.len()];
             let (prompt, tokens) = (rollout.prompt, rollout.tokens.clone());
-            examples.push(Example { prompt, tokens, advantage, batch, masked });
+            let drawn = prompts[prompt].script.as_ref().map(|script| Arc::clone(&script.places));
+            examples.push(Example { prompt, tokens, advantage, batch, drawn, masked });
             examples.len() - 1
         }));
     }

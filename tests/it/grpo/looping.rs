@@ -64,6 +64,7 @@ fn prompts(n: usize) -> Vec<Prompt> {
             id: format!("p{i}"),
             tokens: vec![3, 40 + i as u32, 60, 4],
             text: format!("text {i}").into(),
+            script: None,
         })
         .collect()
 }
@@ -80,6 +81,7 @@ fn plan(steps: u64) -> Plan {
             longest: 8,
             stop: vec![1].into(),
             marker: String::new(),
+            between: None,
         },
         update: UpdateOptions {
             objective: Objective { epsilon: 0.2, epsilon_high: 0.2, beta: 0.01, temperature: 1.0 },
@@ -90,6 +92,7 @@ fn plan(steps: u64) -> Plan {
             rows: 64,
             activations: Activations::Keep,
             clip: 1.0,
+            between: None,
         },
         scale: ScaleRewards::Group,
         mask_truncated: false,

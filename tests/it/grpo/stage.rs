@@ -137,6 +137,56 @@ async fn a_cancelled_run_continues_to_the_same_weights_and_rollouts() {
     assert_eq!(floats(&rollouts, "kl").null_count(), rollouts.num_rows(), "no reference, no divergence");
 }
 
+/// The embedded rephraser writes no text: its choices are trained, and what it keeps is judged.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rephraser_by_edits_is_trained() {
+    let home = tempfile::tempdir().unwrap();
+    let location = Location::parse(home.path().to_str().unwrap()).unwrap();
+    let editor = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/pocket-editor");
+    let text = |i: usize| {
+        format!("Home | Login\nThe mill is by the river {i}.\nShare on Facebook\nIt has turned since 18{i}.")
+    };
+    let document = |i: usize| vec![some(&format!("d{i}")), some(&text(i))];
+    let mut documents: Vec<_> = (10..16).map(document).collect();
+    documents[5][1] = some(&"Words that go on. ".repeat(30));
+    table(&location, "documents", &["id", "text"], &documents).await;
+    table(&location, "others", &["id", "text"], &(20..24).map(document).collect::<Vec<_>>()).await;
+    let settings = [
+        ("init", json!(editor)),
+        ("max_prompt_length", json!(80)),
+        ("max_completion_length", json!(120)),
+        ("temperature", json!(2.0)),
+        ("top_p", json!(1.0)),
+    ];
+    let config = config(&settings);
+    let manifest = grpo::run(&config, &context(&location, "whole")).await.unwrap();
+    assert_eq!(manifest.rows, Rows { input: 6, kept: 5, dropped: 1, ..Rows::default() });
+    let rollouts = rows(&location, "whole_rollouts").await;
+    let mut lengths = std::collections::HashSet::new();
+    for i in 0..rollouts.num_rows() {
+        let kept = texts(&rollouts, "text").value(i);
+        let document = text(texts(&rollouts, "prompt_id").value(i)[1..].parse().unwrap());
+        assert!(kept.split_whitespace().all(|word| document.contains(word)), "{kept}");
+        assert_eq!(texts(&rollouts, "completion").value(i), kept);
+        assert_eq!(texts(&rollouts, "finish_reason").value(i), "stop");
+        lengths.insert(kept.len());
+    }
+    assert!(lengths.len() > 2, "choices are drawn: {lengths:?}");
+    assert_eq!(read(home.path(), "whole", "repro.json"), std::fs::read(editor.join("repro.json")).unwrap());
+
+    let mut cx = context(&location, "stopped");
+    cx.progress = Arc::new(CancelAt { steps: AtomicU64::new(0), at: 3, cancel: cx.cancel.clone() });
+    grpo::run(&config, &cx).await.unwrap_err();
+    grpo::run(&config, &context(&location, "stopped")).await.unwrap();
+    if exact() {
+        assert_eq!(read(home.path(), "stopped", "model.safetensors"), read(home.path(), "whole", "model.safetensors"));
+        assert_eq!(rows(&location, "stopped_rollouts").await, rollouts);
+    }
+    let short = [("init", json!(editor)), ("max_completion_length", json!(3))];
+    let error = grpo::run(&self::config(&short), &context(&location, "none")).await.unwrap_err();
+    assert!(format!("{error:#}").contains("max_completion_length 3"), "{error:#}");
+}
+
 /// Adapters: stopped and continued to the same merged model, whose embedding is that of the model it started from.
 #[tokio::test(flavor = "multi_thread")]
 async fn adapters_continue_and_are_merged() {

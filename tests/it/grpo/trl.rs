@@ -51,6 +51,7 @@ fn options(settings: &Value, rows: usize, activations: Activations) -> UpdateOpt
         rows,
         activations,
         clip: number("clip"),
+        between: None,
     }
 }
 
@@ -73,7 +74,7 @@ fn examples(case: &Value, step: &Value) -> (Vec<Vec<u32>>, Vec<Example>) {
             assert!((advantage - theirs).abs() < 1e-4, "advantage {advantage} is not {theirs}");
         }
         let masked = mask && tokens.last() != Some(&END);
-        Example { prompt: i / samples, tokens, advantage, batch: batches[i], masked }
+        Example { prompt: i / samples, tokens, advantage, batch: batches[i], drawn: None, masked }
     });
     (read(&rollout["prompts"]), examples.collect())
 }

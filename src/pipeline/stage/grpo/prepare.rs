@@ -9,12 +9,14 @@ use crate::{
     text::{
         chat::ChatTemplate,
         chunk::{Boundary, chunk},
+        edits::Edits,
         prompt::MARKER,
         request,
         tokenizer::Tokenizer,
     },
     train::{
         grpo::{
+            edits::{Between, Script},
             loss::Objective,
             policy::{Activations, UpdateOptions},
             rollout::{Drawing, Prompt},
@@ -24,7 +26,10 @@ use crate::{
         schedule::Schedule,
         setup::Compute,
     },
-    udf::models::{CausalLmSpec, ModelSpec, recommended},
+    udf::{
+        edited,
+        models::{AnswerForm, CausalLmSpec, ModelSpec, recommended},
+    },
 };
 use anyhow::{Context, ensure};
 use std::path::{Path, PathBuf};
@@ -149,8 +154,17 @@ pub(super) async fn prepare(config: &Config, cx: &StageContext) -> anyhow::Resul
     };
     let (settings, prompt) = recommended(&model_dir, &spec)?;
     let frame = request::Frame::new(&tokenizer, ChatTemplate::from_dir(&model_dir)?.as_ref(), &prompt)?;
+    let between = match settings.answer.unwrap_or_default() {
+        AnswerForm::Edits => {
+            Some(Between { ids: edited::letters(&tokenizer)?, lean: settings.drop_lean.unwrap_or_default() })
+        }
+        AnswerForm::Text => None,
+    };
     let reader = Reader {
         frame,
+        tokenizer: &tokenizer,
+        between,
+        max_completion: config.max_completion_length,
         chars: config.max_prompt_chars.or(settings.chunk_chars).unwrap_or(PAPER_CHARS),
         boundary: settings.chunk_boundary.unwrap_or(Boundary::Char),
         max_tokens: config.max_prompt_length,
@@ -160,9 +174,10 @@ pub(super) async fn prepare(config: &Config, cx: &StageContext) -> anyhow::Resul
         Some(table) => reader.table(cx, table).await?.0,
         None => Vec::new(),
     };
-    let marker = settings.marker.unwrap_or_else(|| MARKER.to_owned());
+    // What edits keep has no marker before it.
+    let marker = if between.is_some() { String::new() } else { settings.marker.unwrap_or_else(|| MARKER.to_owned()) };
     let reward = StageReward::new(config, cx, &marker).await?;
-    let plan = plan(config, cx.seed, (prompts, held_out), model.eos.clone(), marker);
+    let plan = plan(config, cx.seed, (prompts, held_out), model.eos.clone(), (marker, between));
     Ok(Prepared { plan, rows, model_dir, prompt_file: spec.prompt, tokenizer, compute, reward })
 }
 
@@ -171,7 +186,7 @@ fn plan(
     seed: u64,
     (prompts, held_out): (Vec<Prompt>, Vec<Prompt>),
     stop: Vec<u32>,
-    marker: String,
+    (marker, between): (String, Option<Between>),
 ) -> Plan {
     Plan {
         prompts,
@@ -184,6 +199,7 @@ fn plan(
             longest: config.max_completion_length,
             stop: stop.into(),
             marker,
+            between,
         },
         update: UpdateOptions {
             objective: Objective {
@@ -199,6 +215,7 @@ fn plan(
             rows: config.micro_batch_tokens,
             activations: if config.gradient_checkpointing { Activations::Recompute } else { Activations::Keep },
             clip: config.max_grad_norm,
+            between,
         },
         scale: config.scale_rewards,
         mask_truncated: config.mask_truncated_completions,
@@ -215,14 +232,18 @@ fn plan(
 }
 
 /// Documents to prompts.
-struct Reader {
+struct Reader<'a> {
     frame: request::Frame,
+    tokenizer: &'a Tokenizer,
+    /// Where completions are edits: what their choices are between.
+    between: Option<Between>,
+    max_completion: usize,
     chars: usize,
     boundary: Boundary,
     max_tokens: usize,
 }
 
-impl Reader {
+impl Reader<'_> {
     /// Reads a table of documents. Those that are NULL, empty or too long are left out and counted.
     async fn table(&self, cx: &StageContext, table: &str) -> anyhow::Result<(Vec<Prompt>, Rows)> {
         let mut prompts = Vec::new();
@@ -234,29 +255,51 @@ impl Reader {
             }
             let pieces = chunk(text, self.chars, self.boundary);
             let text = pieces.first().map_or(*text, |piece| piece.text);
-            let tokens = self.frame.request(text, usize::MAX)?.tokens;
-            if tokens.len() > self.max_tokens {
+            let (tokens, script) = self.request(text)?;
+            if tokens.len() > self.max_tokens || script.as_ref().is_some_and(|s| s.len() > self.max_completion) {
                 long += 1;
                 return Ok(());
             }
-            prompts.push(Prompt { id: (*id).to_owned(), tokens, text: text.into() });
+            prompts.push(Prompt { id: (*id).to_owned(), tokens, script, text: text.into() });
             Ok(())
         })
         .await
         .with_context(|| format!("table `{table}`"))?;
         if long > 0 {
             tracing::warn!(
-                "{}: {long} of {input} documents of `{table}` are longer than max_prompt_length and left out",
-                cx.output
+                "{}: {long} of {input} documents of `{table}` are longer than {} and left out",
+                cx.output,
+                self.bound()
             );
         }
         ensure!(
             !prompts.is_empty(),
-            "the table `{table}` holds no prompt: of {input} rows, {long} are longer than max_prompt_length {} and the others \
+            "the table `{table}` holds no prompt: of {input} rows, {long} are longer than {} and the others \
              have no id or no text",
-            self.max_tokens
+            self.bound()
         );
         let kept = prompts.len() as u64;
         Ok((prompts, Rows { input, kept, dropped: input - kept, ..Rows::default() }))
+    }
+
+    /// What the model is given of a document before it draws, and the form of what it draws then, where that has one.
+    fn request(&self, text: &str) -> anyhow::Result<(Vec<u32>, Option<Script>)> {
+        let Some(between) = self.between else { return Ok((self.frame.request(text, usize::MAX)?.tokens, None)) };
+        let format = edited::form(self.tokenizer, &Edits::new(text).script(), between.lean)?;
+        let (given, script) = Script::split(&format);
+        ensure!(!script.is_empty(), "a document of {} characters has no segment", text.chars().count());
+        let mut tokens = self.frame.request("", usize::MAX)?.tokens;
+        tokens.extend(given);
+        Ok((tokens, Some(script)))
+    }
+
+    /// What documents may be too long for, with its value.
+    fn bound(&self) -> String {
+        match self.between {
+            Some(_) => {
+                format!("max_prompt_length {} or max_completion_length {}", self.max_tokens, self.max_completion)
+            }
+            None => format!("max_prompt_length {}", self.max_tokens),
+        }
     }
 }
