@@ -43,6 +43,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         ("bf16", Kind::BFloat16, Activations::Keep),
         ("bf16, gradient checkpointing", Kind::BFloat16, Activations::Recompute),
         ("f32", Kind::Float, Activations::Keep),
+        ("f32, gradient checkpointing", Kind::Float, Activations::Recompute),
     ] {
         if !options.case.is_empty() && name != options.case {
             continue;
@@ -113,6 +114,7 @@ fn once(
         })
         .collect();
     let tokens: Vec<&[u32]> = prompts.iter().map(|p| p.tokens.as_slice()).collect();
+    engine.unload()?;
     let report = policy.update(&tokens, &examples, &update, 1e-6)?;
     engine.set_weights(policy.weights())?;
     Ok((begin.elapsed().as_secs_f64(), drawn, report.seconds))

@@ -42,7 +42,7 @@ def main():
     inner = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w2"))
     from tokenizers.pre_tokenizers import WhitespaceSplit
     inner.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="w1", pad_token="w0", unk_token="w2")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="w1", pad_token="w0", unk_token="w2", model_input_names=["input_ids", "attention_mask"])
     random = torch.Generator().manual_seed(3)
     prompt = lambda: " ".join(f"w{i}" for i in torch.randint(3, VOCAB, (PROMPT,), generator=random).tolist())
     with tempfile.TemporaryDirectory() as home:

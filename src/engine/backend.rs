@@ -48,6 +48,15 @@ pub struct Limits {
     pub outputs: usize,
 }
 
+/// What an engine can do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rest {
+    /// The cache and a step's working space, until the next request.
+    Cache,
+    /// The weights as well, until new ones come.
+    Weights,
+}
+
 /// A model on a device with its KV cache.
 pub trait Backend: Send {
     /// Runs the step: writes the new positions' keys and values, draws what is to be drawn on the device, returns the logits of
@@ -69,8 +78,9 @@ pub trait Backend: Send {
     /// The device fails.
     fn set_weights(&mut self, weights: Weights) -> anyhow::Result<()>;
 
-    /// Gives back memory that only steps need, where it can be had again at once. What the cache held is lost.
-    fn rest(&mut self) {}
+    /// Gives back memory that only steps need, where it can be had again at once. What the cache held is lost. With [`Rest::Weights`]
+    /// [`Self::set_weights`] comes before the next step.
+    fn rest(&mut self, _: Rest) {}
 
     /// Pages of the cache.
     fn pages(&self) -> usize;

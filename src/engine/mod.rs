@@ -147,6 +147,9 @@ pub enum RequestError {
     /// The device thread ended.
     #[error("the engine stopped: {0}")]
     Stopped(String),
+    /// Its weights were given back.
+    #[error("the engine has no weights: they were given back, and no new ones came")]
+    Unloaded,
 }
 
 /// Number type of weights, activations and cache.
@@ -268,8 +271,21 @@ impl Engine {
     /// # Errors
     /// The engine stopped.
     pub fn rest(&self) -> Result<(), RequestError> {
+        self.give_back(backend::Rest::Cache)
+    }
+
+    /// As [`Self::rest`], and the weights' memory too: every request is refused until [`Self::set_weights`]. A trainer that makes new weights
+    /// needs no old ones meanwhile.
+    ///
+    /// # Errors
+    /// The engine stopped.
+    pub fn unload(&self) -> Result<(), RequestError> {
+        self.give_back(backend::Rest::Weights)
+    }
+
+    fn give_back(&self, rest: backend::Rest) -> Result<(), RequestError> {
         let (done, answer) = mpsc::channel();
-        self.queue.send(sequence::Message::Rest(done)).map_err(|_| self.shared.stopped())?;
+        self.queue.send(sequence::Message::Rest(rest, done)).map_err(|_| self.shared.stopped())?;
         answer.recv().map_err(|_| self.shared.stopped())
     }
 

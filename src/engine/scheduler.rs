@@ -3,7 +3,7 @@
 
 use super::{
     Completion, RequestError, Shared,
-    backend::{Backend, Batch, Segment},
+    backend::{Backend, Batch, Rest, Segment},
     cpu::isa::Isa,
     pages::{PAGE, Pages, Prefixes, pages_for},
     sampling::{NotANumber, Sampler},
@@ -35,6 +35,7 @@ pub fn run(
         inbox: VecDeque::new(),
         waiting: VecDeque::new(),
         running: Vec::new(),
+        unloaded: false,
         shared,
     };
     let ended = catch_unwind(AssertUnwindSafe(|| scheduler.serve(&messages)));
@@ -62,6 +63,8 @@ struct Scheduler<'a> {
     inbox: VecDeque<Message>,
     waiting: VecDeque<Waiting>,
     running: Vec<Sequence>,
+    /// The weights were given back: nothing can be computed.
+    unloaded: bool,
     shared: &'a Shared,
 }
 
@@ -94,19 +97,24 @@ impl Scheduler<'_> {
     fn receive(&mut self) -> anyhow::Result<()> {
         while let Some(message) = self.inbox.pop_front() {
             match message {
+                Message::Request(request) if self.unloaded => {
+                    let _ = request.reply.send(Err(RequestError::Unloaded));
+                }
                 Message::Request(request) => self.waiting.push_back(request),
                 Message::Weights(weights, done) if self.idle() => {
                     self.prefixes.clear(&mut self.pages);
                     self.backend.set_weights(weights)?;
+                    self.unloaded = false;
                     // Nobody listening any more changes nothing.
                     let _ = done.send(Ok(()));
                 }
-                Message::Rest(done) if self.idle() => {
+                Message::Rest(rest, done) if self.idle() => {
                     self.prefixes.clear(&mut self.pages);
-                    self.backend.rest();
+                    self.backend.rest(rest);
+                    self.unloaded |= rest == Rest::Weights;
                     let _ = done.send(());
                 }
-                blocked @ (Message::Weights(..) | Message::Rest(_)) => {
+                blocked @ (Message::Weights(..) | Message::Rest(..)) => {
                     self.inbox.push_front(blocked);
                     return Ok(());
                 }

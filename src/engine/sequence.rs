@@ -1,6 +1,9 @@
 //! One sequence on its way: tokens, how many of them are in the cache, its pages, its random stream.
 
-use super::{Completion, FinishReason, FormatStep, Request, RequestError, backend::Draw};
+use super::{
+    Completion, FinishReason, FormatStep, Request, RequestError,
+    backend::{Draw, Rest},
+};
 use crate::models::weights::Weights;
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -16,8 +19,8 @@ pub enum Message {
     Request(Waiting),
     /// New parameters, and where to say that they are in place.
     Weights(Weights, mpsc::Sender<anyhow::Result<()>>),
-    /// Memory that is not needed between requests is to go, and where to say that it has.
-    Rest(mpsc::Sender<()>),
+    /// Memory that is not needed for a while is to go, and where to say that it has.
+    Rest(Rest, mpsc::Sender<()>),
 }
 
 /// Whether a drawn stop token is part of the result.

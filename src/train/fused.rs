@@ -1,4 +1,4 @@
-//! OpenLM's forward and backward pass written out by hand, for processors with AVX512-BF16: matrix products by libtorch in bf16,
+//! OpenLM's forward and backward pass written out by hand, for processors with AVX512-BF16: matrix products by libtorch (`products`),
 //! everything between them in our own kernels, one pass over memory each. The residual stream and its gradient stay in f32.
 //! Computes what [`super::pretrain`] would by automatic differentiation; other models, types and devices are its business.
 //!
@@ -16,6 +16,8 @@ mod heads;
 mod lanes;
 #[cfg(target_arch = "x86_64")]
 mod norm;
+#[cfg(target_arch = "x86_64")]
+mod products;
 #[cfg(target_arch = "x86_64")]
 mod step;
 #[cfg(target_arch = "x86_64")]
@@ -45,6 +47,11 @@ mod elsewhere {
     pub enum Fused {}
 
     impl Fused {
+        /// None.
+        pub fn takes(_: &CausalConfig, _: tch::Device) -> bool {
+            false
+        }
+
         /// None.
         pub fn new(_: &CausalConfig, _: &FlatParameters, _: Kind) -> Option<Self> {
             None

@@ -64,7 +64,7 @@ pub struct Options {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Backward {
-    /// The best that is safe.
+    /// The fastest.
     Auto,
     /// By hand where this program can (OpenLM on a CPU with AVX-512), else by libtorch.
     ByHand,

@@ -3,6 +3,7 @@
 
 use super::{
     adapters::Lora,
+    fused::Fused,
     grpo::policy::Policy,
     optim::AdamWOptions,
     pretrain::{Backward, Options, Pretrainer},
@@ -70,6 +71,8 @@ pub enum Source {
 pub struct Compute {
     device: Device,
     kind: Kind,
+    /// The type was not asked for.
+    auto: bool,
 }
 
 impl Compute {
@@ -89,7 +92,7 @@ impl Compute {
             Precision::Bf16 => Kind::BFloat16,
             Precision::Auto => Isa::detect().libtorch_kind(device),
         };
-        Ok(Self { device, kind })
+        Ok(Self { device, kind, auto: precision == Precision::Auto })
     }
 
     /// Loads a model directory for training by reinforcement, with a copy as reference if that is asked for; with adapters and the seed
@@ -141,7 +144,8 @@ pub struct Recipe {
 const DECODER_STD: f64 = 0.02;
 
 impl Compute {
-    /// A new model, ready to be pretrained.
+    /// A new model, ready to be pretrained. Where the type is left open, a step by hand is worth computing in bf16 for: it is the faster one on
+    /// every processor that it takes.
     ///
     /// # Errors
     /// The description is not valid; out of memory.
@@ -159,7 +163,9 @@ impl Compute {
             }
         };
         let Recipe { clip, z_loss, backward } = recipe;
-        Ok(Pretrainer::new(model, adamw, Options { kind: self.kind, clip, z_loss, backward }))
+        let by_hand = self.auto && backward == Backward::Auto && Fused::takes(config, self.device);
+        let kind = if by_hand { Kind::BFloat16 } else { self.kind };
+        Ok(Pretrainer::new(model, adamw, Options { kind, clip, z_loss, backward }))
     }
 }
 

@@ -439,6 +439,20 @@ async fn a_rest_changes_nothing_and_waits_for_what_runs() {
     assert_eq!(engine.generate(ask()).await.unwrap().tokens, before);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn without_weights_nothing_is_answered_until_new_ones_come() {
+    let engine = start("qwen3", 2);
+    let prompt = ids(&expected("qwen3")("prompt", 4));
+    let before = engine.generate(request(prompt.clone(), 12)).await.unwrap().tokens;
+    let away = engine.clone();
+    tokio::task::spawn_blocking(move || away.unload()).await.unwrap().unwrap();
+    let error = engine.generate(request(prompt.clone(), 12)).await.unwrap_err();
+    assert!(error.to_string().contains("no weights"), "{error}");
+    let (again, weights) = (engine.clone(), Weights::load(&golden("qwen3"), Device::Cpu, Kind::Float).unwrap());
+    tokio::task::spawn_blocking(move || again.set_weights(weights)).await.unwrap().unwrap();
+    assert_eq!(engine.generate(request(prompt, 12)).await.unwrap().tokens, before);
+}
+
 #[tokio::test]
 async fn a_rollout_keeps_its_stop_token() {
     let engine = start("qwen3", 2);

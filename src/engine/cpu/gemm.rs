@@ -153,6 +153,11 @@ impl<E: Elem> Packed<E> {
         }
     }
 
+    /// Gives the memory back until other matrices are put in.
+    pub fn forget(&mut self) {
+        self.data.forget();
+    }
+
     fn empty(pairs: usize, inner: usize, bias: Vec<f32>) -> anyhow::Result<Self> {
         let inner = inner.next_multiple_of(INNER);
         Ok(Self { data: Buffer::zeroed(pairs * 2 * LANES * inner)?, inner, pairs, bias })

@@ -22,7 +22,7 @@ pub mod rows;
 pub mod simd;
 
 use super::{
-    backend::{Backend, Batch, Limits, Logits, Output, Segment},
+    backend::{Backend, Batch, Limits, Logits, Output, Rest, Segment},
     pages::PAGE,
 };
 use crate::models::{config::DecoderConfig, weights::Weights};
@@ -126,7 +126,14 @@ impl<E: Elem> Backend for CpuModel<E> {
         self.repack(weights)
     }
 
-    fn rest(&mut self) {
+    fn rest(&mut self, rest: Rest) {
+        if rest == Rest::Weights {
+            for Layer { qkv, out, gate_up, down, .. } in &mut self.layers {
+                [qkv, out, gate_up, down].into_iter().for_each(Packed::forget);
+            }
+            self.head.forget();
+            self.embedding.forget();
+        }
         for layer in &mut self.layers {
             layer.keys.forget();
             layer.values.forget();

@@ -150,11 +150,14 @@ pub(super) struct Buffers {
     pub(super) scratch: Vec<Scratch>,
 }
 
-/// Bytes of logits that exist at the same time, about.
-const LOGITS: usize = 64 << 20;
-
 impl Buffers {
-    pub(super) fn new(config: &OpenLmConfig, rows: usize, length: usize, threads: usize) -> Self {
+    /// `logits`: bytes of them that should exist at the same time, and the fewest rows.
+    pub(super) fn new(
+        config: &OpenLmConfig,
+        (rows, length): (usize, usize),
+        threads: usize,
+        (bytes, fewest): (usize, usize),
+    ) -> Self {
         let n = (rows * length) as i64;
         let (width, ffn) = (config.hidden as i64, config.ffn as i64);
         let half = |columns: i64| Tensor::empty([n, columns], (Kind::BFloat16, Device::Cpu));
@@ -176,7 +179,7 @@ impl Buffers {
             both: half(2 * ffn),
             gated: half(ffn),
         };
-        let chunk = (LOGITS / (2 * config.vocab_size)).clamp(64, 8192).min(rows * length);
+        let chunk = (bytes / (2 * config.vocab_size)).clamp(fewest, 8192).min(rows * length);
         let (cos, sin) = rope::plain_tables(config.head_dim(), ROPE_THETA, length);
         Self {
             rows,
@@ -201,6 +204,11 @@ impl Buffers {
             sin: Tensor::from_slice(&sin),
             scratch: (0..threads).map(|_| Scratch::default()).collect(),
         }
+    }
+
+    /// Numbers of the largest matrix that takes part in a product, parameters aside.
+    pub(super) fn largest(&self) -> usize {
+        [&self.d_both, &self.d_qkv, &self.logits].map(Tensor::numel).into_iter().max().unwrap_or(0)
     }
 }
 

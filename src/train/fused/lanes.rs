@@ -150,3 +150,19 @@ impl Product {
         N * LANES
     }
 }
+
+/// `vectors` vectors of bf16 to f32, set or added.
+///
+/// # Safety
+/// The processor has the instructions named; so many elements on both sides.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+pub(super) unsafe fn widen(from: *const u16, to: *mut f32, vectors: usize, add: bool) {
+    for i in (0..vectors * LANES).step_by(LANES) {
+        // SAFETY: the caller's promise: so many elements on both sides.
+        unsafe {
+            let v = load(from.add(i));
+            let v = if add { _mm512_add_ps(v, _mm512_loadu_ps(to.add(i))) } else { v };
+            _mm512_storeu_ps(to.add(i), v);
+        }
+    }
+}

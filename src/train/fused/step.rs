@@ -5,8 +5,10 @@ use super::{
     buffers::{BlockPlaces, Buffers, Place, Places, floats, halves},
     entropy::Entropy,
     heads::Heads,
-    lanes::{LANES, load},
-    norm, swiglu,
+    lanes::{LANES, widen},
+    norm,
+    products::{Into, Products},
+    swiglu,
 };
 use crate::{
     engine::cpu::isa::{Bf16, Isa},
@@ -18,7 +20,7 @@ use crate::{
         threads::{Shared, split},
     },
 };
-use std::{arch::x86_64::*, sync::Mutex};
+use std::sync::Mutex;
 use tch::{Device, Kind, Tensor};
 
 /// The hand-written step of one model.
@@ -30,29 +32,26 @@ pub struct Fused {
     compute: Tensor,
     /// [N] f32: the gradient so far
     grad: Tensor,
-    /// A matrix's gradient before it is added to `grad`
-    matrix: Tensor,
+    products: Products,
     buffers: Option<Buffers>,
     threads: usize,
 }
 
-/// Whether a result replaces or joins what is there.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Into {
-    Set,
-    Add,
-}
-
 impl Fused {
-    /// None where this step cannot compute: another family, device or type, a processor without AVX512-BF16, or sizes that do
+    /// Whether this step can compute the model: not another family, another device, a processor without AVX512-BF16, or sizes that do
     /// not fill its vectors (width and ffn multiples of 16, heads of 32).
-    pub fn new(config: &CausalConfig, parameters: &FlatParameters, kind: Kind) -> Option<Self> {
-        let CausalConfig::OpenLm(config) = config else { return None };
+    pub fn takes(config: &CausalConfig, device: Device) -> bool {
+        let CausalConfig::OpenLm(config) = config else { return false };
         let able = Isa::detect().bf16 != Bf16::None && std::is_x86_feature_detected!("avx512bf16");
-        let fits = config.head_dim().is_multiple_of(32) && config.ffn.is_multiple_of(LANES);
-        if !able || !fits || kind != Kind::BFloat16 || parameters.master.device() != Device::Cpu {
+        able && config.head_dim().is_multiple_of(32) && config.ffn.is_multiple_of(LANES) && device == Device::Cpu
+    }
+
+    /// None for a model that it does not take, and for another type than bf16.
+    pub fn new(config: &CausalConfig, parameters: &FlatParameters, kind: Kind) -> Option<Self> {
+        if kind != Kind::BFloat16 || !Self::takes(config, parameters.master.device()) {
             return None;
         }
+        let CausalConfig::OpenLm(config) = config else { return None };
         let total = parameters.master.numel() as i64;
         let largest = parameters.slots().iter().map(|s| s.shape.iter().product::<i64>()).max()?;
         Some(Self {
@@ -60,7 +59,7 @@ impl Fused {
             places: Places::new(config, parameters),
             compute: Tensor::empty([total], (Kind::BFloat16, Device::Cpu)),
             grad: Tensor::zeros([total], (Kind::Float, Device::Cpu)),
-            matrix: Tensor::empty([largest], (Kind::BFloat16, Device::Cpu)),
+            products: Products::new(total, largest),
             buffers: None,
             threads: (tch::get_num_threads().max(1)) as usize,
         })
@@ -70,6 +69,7 @@ impl Fused {
     pub fn gradient(&mut self, parameters: &FlatParameters, batches: &[Contexts], terms: Terms) -> (Sums, Tensor) {
         let _guard = tch::no_grad_guard();
         self.compute.copy_(&parameters.master);
+        self.products.begin(&self.compute);
         let mut total = Sums::default();
         for (number, batch) in batches.iter().enumerate() {
             let into = if number == 0 { Into::Set } else { Into::Add };
@@ -77,7 +77,12 @@ impl Fused {
             let fits = |b: &Buffers| b.rows == batch.rows && b.length == length;
             let buffers = match self.buffers.take().filter(fits) {
                 Some(buffers) => buffers,
-                None => Buffers::new(&self.config, batch.rows, length, self.threads),
+                None => {
+                    let buffers =
+                        Buffers::new(&self.config, (batch.rows, length), self.threads, self.products.logits());
+                    self.products.reserve(buffers.largest());
+                    buffers
+                }
             };
             let mut pass = Pass { model: self, b: buffers, into };
             let inputs: Vec<u32> = batch.ids.chunks(length + 1).flat_map(|c| &c[..length]).copied().collect();
@@ -98,11 +103,6 @@ struct Pass<'a> {
     into: Into,
 }
 
-/// out = a · b
-fn product(out: &Tensor, a: &Tensor, b: &Tensor) {
-    let _ = a.mm_out(out, b);
-}
-
 impl Pass<'_> {
     fn positions(&self) -> usize {
         self.b.rows * self.b.length
@@ -110,27 +110,13 @@ impl Pass<'_> {
 
     /// y = x Wᵀ
     fn project(&self, out: &Tensor, x: &Tensor, weight: Place) {
-        product(out, x, &weight.of(&self.model.compute).tr());
+        self.model.products.project(out, x, &self.model.compute, weight);
     }
 
     /// dx = dy W, and W's gradient (+)= dyᵀ x
     fn project_back(&self, dx: &Tensor, dy: &Tensor, x: &Tensor, weight: Place, into: Into) {
-        product(dx, dy, &weight.of(&self.model.compute));
-        let matrix = self.model.matrix.narrow(0, 0, weight.numel()).view([weight.rows, weight.columns]);
-        product(&matrix, &dy.tr(), x);
-        self.collect(weight, into);
-    }
-
-    /// Brings `matrix` into the gradient.
-    fn collect(&self, weight: Place, into: Into) {
-        let from = Shared(halves(&self.model.matrix));
-        let to = Shared(floats(&self.model.grad));
-        split(self.model.threads, weight.numel() as usize / LANES, |_, range| {
-            // SAFETY: both hold the parameter's elements, whose number is a multiple of 16; ranges do not overlap.
-            unsafe {
-                widen(from.at(range.start * LANES), to.at(weight.at as usize + range.start * LANES), range.len(), into)
-            }
-        });
+        let Fused { products, compute, grad, threads, .. } = &*self.model;
+        products.back(dx, (dy, x), (compute, grad), weight, (into, *threads));
     }
 
     /// Residual addition and norm, over all positions.
@@ -230,7 +216,7 @@ impl Pass<'_> {
         split(self.model.threads, inputs.len(), |_, rows| {
             for row in rows {
                 // SAFETY: ids were checked against the vocabulary; N rows of the stream.
-                unsafe { widen(table.at(inputs[row] as usize * width), to.at(row * width), width / LANES, Into::Set) }
+                unsafe { widen(table.at(inputs[row] as usize * width), to.at(row * width), width / LANES, false) }
             }
         });
     }
@@ -414,18 +400,5 @@ impl Pass<'_> {
                 }
             }
         });
-    }
-}
-
-/// `vectors` vectors of bf16 to f32, set or added.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-unsafe fn widen(from: *const u16, to: *mut f32, vectors: usize, into: Into) {
-    for i in (0..vectors * LANES).step_by(LANES) {
-        // SAFETY: the caller's promise: so many elements on both sides.
-        unsafe {
-            let v = load(from.add(i));
-            let v = if into == Into::Add { _mm512_add_ps(v, _mm512_loadu_ps(to.add(i))) } else { v };
-            _mm512_storeu_ps(to.add(i), v);
-        }
     }
 }

@@ -160,6 +160,8 @@ fn step(actors: &mut Actors<'_>, state: &mut State, plan: &Plan, hooks: &mut dyn
     let (examples, of_rollout) = examples(&prompts, &rollouts, &advantages, plan, state.step);
     let tokens: Vec<&[u32]> = prompts.iter().map(|p| p.tokens.as_slice()).collect();
     let rate = rate(plan, state.step);
+    // The next ones come from the update.
+    actors.engine.unload()?;
     let update = actors.policy.update(&tokens, &examples, &plan.update, rate)?;
     actors.engine.set_weights(actors.policy.weights())?;
 

@@ -90,8 +90,8 @@ impl Pretrainer {
         *model.weights_mut() = Weights { tensors: Default::default() };
         let adamw = AdamW::new(&parameters, adamw);
         let fused = match options.backward {
-            Backward::ByHand => Fused::new(&model.config(), &parameters, options.kind),
-            Backward::Auto | Backward::Autograd | Backward::Recompute => None,
+            Backward::Auto | Backward::ByHand => Fused::new(&model.config(), &parameters, options.kind),
+            Backward::Autograd | Backward::Recompute => None,
         };
         Self { model, parameters, adamw, options, fused }
     }
