@@ -10,6 +10,7 @@ pub mod copy_task;
 pub mod export;
 pub mod fused;
 pub mod grpo;
+pub mod heap;
 pub mod loss;
 pub mod metrics;
 pub mod optim;

@@ -21,6 +21,7 @@ use crate::{
     },
     train::{
         adapters::{Adapters, Lora},
+        heap,
         optim::{AdamW, AdamWOptions, FlatParameters, clip_factor},
     },
 };
@@ -244,6 +245,10 @@ impl Policy {
             self.adamw.step(&mut self.parameters, &grad, factor, rate);
             found.note(&mut report.examples, &micros, (iteration, options.iterations));
             report.rows += micros.iter().map(|micro| micro.inputs.len() as u64).sum::<u64>();
+        }
+        drop(work);
+        if !self.parameters.master.device().is_cuda() {
+            heap::give_back();
         }
         report.seconds = begin.elapsed().as_secs_f64();
         Ok(report)
