@@ -88,7 +88,8 @@ pub struct Config {
     /// Largest gradient norm; 0 for no bound.
     #[serde(default = "one")]
     pub gradient_clip: f64,
-    /// What matmuls run in; masters and moments are always f32.
+    /// What matmuls run in; masters and moments are always f32. `auto` is bf16 wherever the step written by hand can compute
+    /// ([`crate::train::fused`]); the log says which way the gradients are made.
     #[serde(default)]
     pub precision: Precision,
     /// Whether the inside of a block is computed again in the backward pass instead of kept: less memory, a third more work.
