@@ -115,7 +115,7 @@ impl Pass<'_> {
 
     /// dx = dy W, and W's gradient (+)= dyᵀ x
     fn project_back(&self, dx: &Tensor, dy: &Tensor, x: &Tensor, weight: Place, into: Into) {
-        let Fused { products, compute, grad, threads, .. } = &*self.model;
+        let Fused { products, compute, grad, threads, .. } = self.model;
         products.back(dx, (dy, x), (compute, grad), weight, (into, *threads));
     }
 
