@@ -90,7 +90,7 @@ impl FormatStep {
 }
 
 /// Tokens of an answer of this form.
-fn format_tokens(format: &[FormatStep]) -> usize {
+pub fn format_tokens(format: &[FormatStep]) -> usize {
     format.iter().map(|step| if let FormatStep::Forced(ids) = step { ids.len() } else { 1 }).sum()
 }
 

@@ -5,7 +5,7 @@
 //! choice and ends with its last. Log-probabilities are taken among the two tokens, with the lean that `rephrase()` adds: the policy is
 //! then exactly what is drawn from.
 
-use crate::engine::FormatStep;
+use crate::engine::{FormatStep, format_tokens};
 use std::sync::Arc;
 
 /// What each choice is between.
@@ -31,10 +31,8 @@ impl Script {
     pub fn split(format: &[FormatStep]) -> (Vec<u32>, Self) {
         let given = format.iter().take_while(|step| matches!(step, FormatStep::Forced(_))).count();
         let (given, steps) = format.split_at(given);
-        let tokens = |step: &FormatStep| match step {
-            FormatStep::Forced(ids) => ids.to_vec(),
-            _ => Vec::new(),
-        };
+        let given =
+            given.iter().flat_map(|step| if let FormatStep::Forced(ids) = step { ids.to_vec() } else { Vec::new() });
         let mut places = Vec::new();
         let mut at = 0;
         for step in steps {
@@ -46,12 +44,12 @@ impl Script {
                 }
             }
         }
-        (given.iter().flat_map(tokens).collect(), Self { steps: steps.into(), places: places.into() })
+        (given.collect(), Self { steps: steps.into(), places: places.into() })
     }
 
     /// Tokens of a completion.
     pub fn len(&self) -> usize {
-        self.steps.iter().map(|step| if let FormatStep::Forced(ids) = step { ids.len() } else { 1 }).sum()
+        format_tokens(&self.steps)
     }
 
     /// Whether nothing is to be chosen.
