@@ -286,3 +286,45 @@ fn python(needs: &str, code: &str, argument: &Path) -> Option<String> {
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     Some(String::from_utf8(out.stdout).unwrap())
 }
+
+/// Kill -9 at other instants of a run, then again until it ends: the same weights, bit for bit. `REPRO_KILLS` sets the number of kills.
+#[test]
+fn a_killed_run_continues_to_the_same_weights() {
+    let kills: u32 = std::env::var("REPRO_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
+    let home = tempfile::tempdir().unwrap();
+    let lines: String =
+        (0..200).map(|i| format!("{}\n", json!({"text": format!("Ships of every size {i}. ").repeat(9)}))).collect();
+    std::fs::write(home.path().join("texts.jsonl"), lines).unwrap();
+    let tokenizer = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/pocket-rephraser");
+    let pipeline = format!(
+        "location: out\nsources: {{ raw: {{ path: texts.jsonl }} }}\nstages:\n  - table: texts\n    ingest: raw\n  - table: packed\n    \
+         pack: {{ tables: texts, tokenizer: {tokenizer}, context: 33 }}\n  - model: base\n    pretrain: {{ packed: packed, precision: f32, export: f32, \
+         size: {{ hidden: 32, layers: 2, heads: 2, ffn: 64 }}, tokens: 20000, passes: 50, sequences: 8, threads: 1, checkpoint_every: 4 }}\n"
+    );
+    std::fs::write(home.path().join("p.yaml"), pipeline).unwrap();
+    let command = |location: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_repro"));
+        command.current_dir(home.path()).args(["run", "p.yaml", "--set", &format!("location={location}")]);
+        command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+        command
+    };
+    let finish = |location: &str| {
+        let out = command(location).stderr(std::process::Stdio::piped()).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        std::fs::read(home.path().join(location).join("models/base/model.safetensors")).unwrap()
+    };
+    let begin = std::time::Instant::now();
+    let expected = finish("undisturbed");
+    let whole = begin.elapsed();
+    for kill in 0..kills {
+        let location = format!("killed-{kill}");
+        for again in 0..=kill % 2 {
+            let mut child = command(&location).stderr(std::process::Stdio::null()).spawn().unwrap();
+            let share = (f64::from(kill + again * kills) * 0.618_034 + 0.3).fract();
+            std::thread::sleep(whole.mul_f64(share));
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert!(finish(&location) == expected, "kill {kill}");
+    }
+}
