@@ -15,7 +15,7 @@ const TILE: usize = 512;
 
 /// Matrices on AMX: per 32 inner elements, two tiles of rows times two of columns.
 pub fn gemm_kernel() -> Kernel<u16> {
-    Kernel { before: configure, stage: unstaged, block, after: release }
+    Kernel { before: configure, stage: unstaged, block, after: release, form: None }
 }
 
 /// The 64-byte operand of LDTILECFG: palette 1, eight tiles of 16 rows × 64 bytes (Intel SDM, volume 1, chapter 18).

@@ -279,14 +279,6 @@ unsafe fn stage<S: Simd, E: Elem>(rows: *const E, stride: usize, count: usize, l
     (to, wide)
 }
 
-/// Asks for the cache lines of `elements` numbers: the hardware does not foresee the jump to another page.
-#[inline(always)]
-fn ask<S: Simd, E: Elem>(start: *const E, elements: usize) {
-    for at in (0..elements * size_of::<E>()).step_by(64) {
-        S::prefetch(start.cast::<u8>().wrapping_add(at));
-    }
-}
-
 /// Calls `tile::<Q, B>` with as many rows and blocks of 16 sums as the registers take: 4 × 4 of 32 registers, else 2 × 2.
 macro_rules! tiles {
     ($s:ty, $rows:expr, $blocks:expr, |$q:ident, $b:ident| $tile:ident::<$($generic:ty),*>($($arg:expr),*)) => {{
@@ -334,15 +326,19 @@ unsafe fn fma_scores_rows<S: Simd, E: Elem>(
         let blocks = (limit - number * PAGE).min(PAGE).div_ceil(LANES);
         // SAFETY: pages are inside the view; rows of scores hold whole pages.
         let (keys, out) = unsafe { (view.keys.add(page as usize * view.key_page), out.add(number * PAGE)) };
-        match view.pages.get(number + 1) {
-            Some(&next) => ask::<S, E>(view.keys.wrapping_add(next as usize * view.key_page), PAGE * view.dim),
-            None => ask::<S, E>(view.values.wrapping_add(view.pages[0] as usize * view.value_page), PAGE * view.dim),
-        }
         let size = view.dim * LANES;
+        // What is read next, asked for line by line: the hardware does not foresee the jump to another page.
+        let next = match view.pages.get(number + 1) {
+            Some(&next) => view.keys.wrapping_add(next as usize * view.key_page),
+            None => view.values.wrapping_add(view.pages[0] as usize * view.value_page),
+        };
+        let needed = limit.saturating_sub((number + 1) * PAGE).min(PAGE).div_ceil(LANES);
+        let needed = if number + 1 == view.pages.len() { blocks } else { needed };
         tiles!(S, count, blocks, |q, b| dots::<S, E>(
             (queries.add(q * wide), wide),
             (keys.add(b * size), size),
             view.dim,
+            if b < needed { next.wrapping_add(b * size) } else { keys },
             (out.add(q * stride + b * LANES), stride)
         ));
     }
@@ -351,12 +347,13 @@ vectorised!(
     /// Scores by multiply-adds.
     fma_scores => fma_scores_rows::<E: Elem>(view: &View<E>, queries: *const E, count: usize, limit: usize, out: *mut f32, stride: usize));
 
-/// `Q` queries against `B` blocks of 16 keys. Pairs of an address and a stride.
+/// `Q` queries against `B` blocks of 16 keys, while as many numbers from `next` come to the cache. Pairs of an address and a stride.
 #[inline(always)]
 unsafe fn dots<S: Simd, E: Elem, const Q: usize, const B: usize>(
     queries: (*const f32, usize),
     keys: (*const E, usize),
     dim: usize,
+    next: *const E,
     out: (*mut f32, usize),
 ) {
     // SAFETY: Q queries of `dim`, B blocks of `dim` × 16, Q rows of at least B × 16.
@@ -366,14 +363,22 @@ unsafe fn dots<S: Simd, E: Elem, const Q: usize, const B: usize>(
             let mut k = [[S::splat(0.0); 2]; B];
             for (b, k) in k.iter_mut().enumerate() {
                 *k = E::widen::<S>(keys.0.add(b * keys.1 + d * LANES));
+                S::prefetch(next.wrapping_add(b * keys.1 + d * LANES).cast());
             }
-            for part in 0..E::PACK {
-                for (q, sums) in sums.iter_mut().enumerate() {
-                    let a = S::splat(*queries.0.add(q * queries.1 + d + part));
-                    for (sum, k) in sums.iter_mut().zip(k) {
-                        *sum = S::fma(a, k[part], *sum);
+            // Not a loop, which the compiler would not unroll, nor a closure, which it would not compile for these vectors.
+            macro_rules! add {
+                ($part:literal) => {{
+                    for (q, sums) in sums.iter_mut().enumerate() {
+                        let a = S::splat(*queries.0.add(q * queries.1 + d + $part));
+                        for (sum, k) in sums.iter_mut().zip(k) {
+                            *sum = S::fma(a, k[$part], *sum);
+                        }
                     }
-                }
+                }};
+            }
+            add!(0);
+            if E::PACK == 2 {
+                add!(1);
             }
         }
         for (q, sums) in sums.into_iter().enumerate() {
@@ -424,21 +429,30 @@ unsafe fn sums<S: Simd, E: Elem, const Q: usize, const B: usize>(
         for (number, &page) in view.pages.iter().enumerate().take(limit.div_ceil(PAGE)) {
             let values = view.values.add(page as usize * view.value_page + d * E::PACK);
             let weights = (weights.0.add(number * PAGE), weights.1);
-            if let (0, Some(&next)) = (d, view.pages.get(number + 1)) {
-                ask::<S, E>(view.values.wrapping_add(next as usize * view.value_page), PAGE * wide);
-            }
+            // What is read next: the next page's values; behind the last, perhaps the keys of the next head, which lie behind this one's.
+            let next = match view.pages.get(number + 1) {
+                Some(&next) => view.values.wrapping_add(next as usize * view.value_page + d * E::PACK),
+                None => view.keys.wrapping_add(view.pages[0] as usize * view.key_page + PAGE * view.dim),
+            };
             for p in (0..(limit - number * PAGE).min(PAGE)).step_by(E::PACK) {
                 let mut v = [[S::splat(0.0); 2]; B];
                 for (b, v) in v.iter_mut().enumerate() {
                     *v = E::widen::<S>(values.add(p * wide + b * LANES * E::PACK));
+                    S::prefetch(next.wrapping_add(p * wide + b * LANES * E::PACK).cast());
                 }
-                for part in 0..E::PACK {
-                    for (q, sums) in sums.iter_mut().enumerate() {
-                        let w = S::splat(*weights.0.add(q * weights.1 + p + part));
-                        for (sum, v) in sums.iter_mut().zip(v) {
-                            *sum = S::fma(w, v[part], *sum);
+                macro_rules! add {
+                    ($part:literal) => {{
+                        for (q, sums) in sums.iter_mut().enumerate() {
+                            let w = S::splat(*weights.0.add(q * weights.1 + p + $part));
+                            for (sum, v) in sums.iter_mut().zip(v) {
+                                *sum = S::fma(w, v[$part], *sum);
+                            }
                         }
-                    }
+                    }};
+                }
+                add!(0);
+                if E::PACK == 2 {
+                    add!(1);
                 }
             }
         }

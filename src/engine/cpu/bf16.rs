@@ -12,7 +12,7 @@ use std::arch::x86_64::*;
 /// Matrices on AVX512-BF16.
 pub fn dot_kernel() -> Kernel<u16> {
     unsafe fn nothing() {}
-    Kernel { before: nothing, stage: unstaged, block: dot_block, after: nothing }
+    Kernel { before: nothing, stage: unstaged, block: dot_block, after: nothing, form: None }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]

@@ -108,6 +108,8 @@ impl Elem for u16 {
             Bf16::Amx => super::amx::gemm_kernel(),
             #[cfg(target_arch = "x86_64")]
             Bf16::Dot => super::bf16::dot_kernel(),
+            #[cfg(target_arch = "x86_64")]
+            Bf16::Half => super::half::gemm_kernel(),
             _ => fma::kernel(isa.vector),
         }
     }

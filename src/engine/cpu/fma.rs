@@ -52,7 +52,7 @@ pub fn kernel<E: Elem>(vector: Vector) -> Kernel<E> {
                 // SAFETY: chosen for that processor; the rest is passed on.
                 unsafe { tiles::<E>($vector, args) }
             }
-            Kernel { before: nothing, stage: stage::<E>, block: block::<E>, after: nothing }
+            Kernel { before: nothing, stage: stage::<E>, block: block::<E>, after: nothing, form: None }
         }};
     }
     unsafe fn nothing() {}

@@ -33,6 +33,8 @@ pub struct Args<E> {
     pub panel: usize,
     /// A multiple of [`INNER`].
     pub inner: usize,
+    /// By what the sums are multiplied where the weights have another [`Form`].
+    pub scale: f32,
     /// 1024 floats on a cache-line boundary.
     pub out: *mut f32,
 }
@@ -47,6 +49,8 @@ pub struct Kernel<E: 'static> {
     pub block: unsafe fn(&Args<E>),
     /// Releases what `before` took.
     pub after: unsafe fn(),
+    /// In what form the weights are packed, if not as the numbers that they are.
+    pub form: Option<Form<E>>,
 }
 
 impl<E> Clone for Kernel<E> {
@@ -56,23 +60,36 @@ impl<E> Clone for Kernel<E> {
 }
 impl<E> Copy for Kernel<E> {}
 
+/// Another form of weights, in as many bits.
+pub struct Form<E: 'static> {
+    /// By what power of two to multiply matrices.
+    pub factor: fn(&[&[E]]) -> f32,
+    /// A row times that, in the form.
+    pub numbers: fn(&[E], f32, &mut [E]),
+}
+
+impl<E> Clone for Form<E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<E> Copy for Form<E> {}
+
 /// A kernel that reads the rows where they are.
 pub fn unstaged<E>(_: &Rows<E>) {}
 
 /// A weight matrix [out, in], packed.
-pub struct Packed<E> {
+pub struct Packed<E: 'static> {
     data: Buffer<E>,
+    kernel: Kernel<E>,
+    /// By what the results of the kernel are multiplied.
+    scale: f32,
     /// Inner elements, padded.
     inner: usize,
     /// Pairs of panels.
     pairs: usize,
     /// One value per packed column, or empty.
     bias: Vec<f32>,
-}
-
-/// Packed column of a column of the first (0) or second (1) of two interleaved matrices.
-fn interleaved_column(column: usize, half: usize) -> usize {
-    column / LANES * 2 * LANES + half * LANES + column % LANES
 }
 
 /// What happens to a finished block.
@@ -116,11 +133,11 @@ impl<E: Elem> Packed<E> {
     ///
     /// # Errors
     /// No memory.
-    pub fn stacked(matrices: &[&[E]], inner: usize, bias: Vec<f32>) -> anyhow::Result<Self> {
+    pub fn stacked(kernel: Kernel<E>, matrices: &[&[E]], inner: usize, bias: Vec<f32>) -> anyhow::Result<Self> {
         let columns: usize = matrices.iter().map(|m| m.len() / inner).sum();
         let pairs = columns.div_ceil(2 * LANES);
         let padded = vec![0.0; if bias.is_empty() { 0 } else { pairs * 2 * LANES }];
-        let mut packed = Self::empty(pairs, inner, padded)?;
+        let mut packed = Self::empty(kernel, pairs, inner, padded)?;
         packed.restack(matrices, inner, &bias);
         Ok(packed)
     }
@@ -129,28 +146,34 @@ impl<E: Elem> Packed<E> {
     ///
     /// # Errors
     /// No memory.
-    pub fn interleaved(first: &[E], second: &[E], inner: usize) -> anyhow::Result<Self> {
+    pub fn interleaved(kernel: Kernel<E>, first: &[E], second: &[E], inner: usize) -> anyhow::Result<Self> {
         let columns = first.len() / inner;
-        let mut packed = Self::empty(columns.div_ceil(LANES), inner, Vec::new())?;
+        let mut packed = Self::empty(kernel, columns.div_ceil(LANES), inner, Vec::new())?;
         packed.reinterleave(first, second, inner);
         Ok(packed)
     }
 
     /// Puts other matrices of the same shapes in the place of those that [`Packed::stacked`] was given.
     pub fn restack(&mut self, matrices: &[&[E]], inner: usize, bias: &[f32]) {
-        for (column, row) in matrices.iter().flat_map(|m| m.chunks_exact(inner)).enumerate() {
-            self.put(column, row);
-        }
+        self.fill(matrices, inner, |mut column| {
+            for matrix in matrices {
+                match matrix.get(column * inner..(column + 1) * inner) {
+                    Some(row) => return Some(row),
+                    None => column -= matrix.len() / inner,
+                }
+            }
+            None
+        });
         self.bias[..bias.len()].copy_from_slice(bias);
     }
 
     /// Puts other matrices of the same shape in the place of those that [`Packed::interleaved`] was given.
     pub fn reinterleave(&mut self, first: &[E], second: &[E], inner: usize) {
-        for (half, matrix) in [first, second].into_iter().enumerate() {
-            for (column, row) in matrix.chunks_exact(inner).enumerate() {
-                self.put(interleaved_column(column, half), row);
-            }
-        }
+        self.fill(&[first, second], inner, |column| {
+            let matrix = if column / LANES % 2 == 0 { first } else { second };
+            let row = column / (2 * LANES) * LANES + column % LANES;
+            matrix.get(row * inner..(row + 1) * inner)
+        });
     }
 
     /// Gives the memory back until other matrices are put in.
@@ -158,16 +181,28 @@ impl<E: Elem> Packed<E> {
         self.data.forget();
     }
 
-    fn empty(pairs: usize, inner: usize, bias: Vec<f32>) -> anyhow::Result<Self> {
+    fn empty(kernel: Kernel<E>, pairs: usize, inner: usize, bias: Vec<f32>) -> anyhow::Result<Self> {
         let inner = inner.next_multiple_of(INNER);
-        Ok(Self { data: Buffer::zeroed(pairs * 2 * LANES * inner)?, inner, pairs, bias })
+        Ok(Self { data: Buffer::zeroed(pairs * 2 * LANES * inner)?, kernel, scale: 1.0, inner, pairs, bias })
     }
 
-    fn put(&mut self, column: usize, row: &[E]) {
-        let start = column / LANES * LANES * self.inner + column % LANES * E::PACK;
-        for (k, &value) in row.iter().enumerate() {
-            self.data[start + k / E::PACK * LANES * E::PACK + k % E::PACK] = value;
-        }
+    /// Packs the row of each column, if there is one, in parallel over the current rayon pool.
+    fn fill<'a>(&mut self, matrices: &[&[E]], inner: usize, row: impl Fn(usize) -> Option<&'a [E]> + Sync) {
+        let form = self.kernel.form.map(|form| (form, (form.factor)(matrices)));
+        self.scale = form.map_or(1.0, |(_, factor)| factor.recip());
+        self.data.par_chunks_exact_mut(LANES * self.inner).enumerate().for_each(|(panel, to)| {
+            let mut changed = vec![E::from_f32(0.0); if form.is_some() { inner } else { 0 }];
+            for lane in 0..LANES {
+                let Some(mut row) = row(panel * LANES + lane) else { continue };
+                if let Some((form, factor)) = form {
+                    (form.numbers)(row, factor, &mut changed);
+                    row = &changed;
+                }
+                for (k, &value) in row.iter().enumerate() {
+                    to[(k / E::PACK * LANES + lane) * E::PACK + k % E::PACK] = value;
+                }
+            }
+        });
     }
 
     /// Output columns, padded to whole pairs.
@@ -181,7 +216,7 @@ impl<E: Elem> Packed<E> {
     /// `x` has [`Rows::rows`] rows, readable up to a multiple of [`BLOCK`], with zeros or other numbers in the padded inner
     /// columns; the target has as many rows and [`Packed::columns`] columns (half of them for `SiluMul`), and nobody
     /// else touches it meanwhile.
-    pub unsafe fn product(&self, isa: Isa, kernel: Kernel<E>, x: Rows<E>, finish: &Finish<E>) {
+    pub unsafe fn product(&self, isa: Isa, x: Rows<E>, finish: &Finish<E>) {
         debug_assert_eq!(x.stride, self.inner);
         // Enough tasks to balance; more pairs a task read the activations less often.
         let threads = rayon::current_num_threads();
@@ -189,11 +224,12 @@ impl<E: Elem> Packed<E> {
         (0..self.pairs.div_ceil(per_task)).into_par_iter().with_max_len(1).for_each(|task| {
             let pairs = task * per_task..((task + 1) * per_task).min(self.pairs);
             // SAFETY: tasks have their own columns of the target; the rest is passed on.
-            unsafe { self.task(isa, kernel, x, pairs, finish) }
+            unsafe { self.task(isa, x, pairs, finish) }
         });
     }
 
-    unsafe fn task(&self, isa: Isa, kernel: Kernel<E>, x: Rows<E>, pairs: std::ops::Range<usize>, finish: &Finish<E>) {
+    unsafe fn task(&self, isa: Isa, x: Rows<E>, pairs: std::ops::Range<usize>, finish: &Finish<E>) {
+        let kernel = self.kernel;
         let mut block = Block([0.0; BLOCK * 2 * LANES]);
         let panel = LANES * self.inner;
         // SAFETY: the kernel fits the processor; rows and panels are inside their buffers.
@@ -210,6 +246,7 @@ impl<E: Elem> Packed<E> {
                         w: self.data.as_ptr().add(pair * 2 * panel),
                         panel,
                         inner: self.inner,
+                        scale: self.scale,
                         out: block.0.as_mut_ptr(),
                     });
                     let bias = self.bias.get(pair * 2 * LANES..).map_or(std::ptr::null(), <[f32]>::as_ptr);

@@ -19,8 +19,8 @@ pub enum Vector {
 pub enum Bf16 {
     /// None: bf16 is not worth using.
     None,
-    /// Multiply-adds in f32, numbers kept in bf16: half the memory, and faster than dot products where those are slow.
-    Fma,
+    /// AVX512-FP16 multiply-adds, numbers kept in bf16: on Intel processors whose AMX is hidden.
+    Half,
     /// AVX512-BF16 dot products.
     Dot,
     /// AMX tiles, and multiply-adds for heads that do not fill them.
@@ -68,7 +68,7 @@ fn detect() -> Isa {
     let bf16 = match (has!("avx512bf16"), amx_ready()) {
         (false, _) => Bf16::None,
         (true, true) => Bf16::Amx,
-        (true, false) if made_for_amx() => Bf16::Fma,
+        (true, false) if has!("avx512fp16") && intel() => Bf16::Half,
         (true, false) => Bf16::Dot,
     };
     Isa { vector: Vector::Avx512, bf16 }
@@ -79,14 +79,13 @@ fn detect() -> Isa {
     Isa::PORTABLE
 }
 
-/// An Intel processor of the generations with AMX (those that have AVX512-FP16), whose tiles a virtual machine may hide. Their bf16
-/// dot products start every other cycle on one port: 88 GFLOP/s beside 178 of f32 multiply-adds, measured on one core of a model 207.
+/// Whether Intel made it. Those that have AVX512-FP16 were made for AMX, whose tiles a virtual machine may hide; their bf16 dot products
+/// start every other cycle on one port.
 #[cfg(target_arch = "x86_64")]
-fn made_for_amx() -> bool {
-    // CPUID leaf 0: the vendor, "GenuineIntel" in EBX, EDX, ECX; leaf 7, EDX: bit 23 AVX512-FP16 (Intel SDM volume 2, CPUID).
+fn intel() -> bool {
+    // CPUID leaf 0: the vendor, "GenuineIntel" in EBX, EDX, ECX (Intel SDM volume 2, CPUID).
     let vendor = std::arch::x86_64::__cpuid(0);
-    let intel = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel";
-    intel && std::arch::x86_64::__cpuid_count(7, 0).edx & (1 << 23) != 0
+    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
 }
 
 /// Whether AMX-TILE and AMX-BF16 exist and the operating system lets this process use the tile registers.

@@ -5,7 +5,7 @@ use super::{
     attend::Scratch,
     buffer::Buffer,
     elem::Elem,
-    gemm::{BLOCK, INNER, Packed},
+    gemm::{BLOCK, INNER, Kernel, Packed},
     isa::Isa,
     simd::LANES,
 };
@@ -44,16 +44,22 @@ impl<E: Elem> CpuModel<E> {
     /// # Errors
     /// Not enough memory, said before anything large is allocated.
     pub fn new(decoder: Decoder, sizes: Sizes, isa: Isa, pool: Arc<rayon::ThreadPool>) -> anyhow::Result<Self> {
+        Arc::clone(&pool).install(move || Self::pack(decoder, sizes, isa, pool))
+    }
+
+    fn pack(decoder: Decoder, sizes: Sizes, isa: Isa, pool: Arc<rayon::ThreadPool>) -> anyhow::Result<Self> {
+        let kernel = E::gemm_kernel(isa);
         let Decoder { config, mut weights } = decoder;
         let pages = cache_pages::<E>(&config, sizes)?;
         let mut take = Source::<E>::new(&mut weights);
         let embedding = take.take("model.embed_tokens.weight")?;
         let head = if config.tied_embeddings { embedding.shallow_clone() } else { take.take("lm_head.weight")? };
-        let head = Packed::stacked(&[slice::<E>(&head)], config.hidden, Vec::new())?;
+        let head = Packed::stacked(kernel, &[slice::<E>(&head)], config.hidden, Vec::new())?;
         let mut rows = Buffer::zeroed(config.vocab_size * config.hidden)?;
         rows.copy_from_slice(slice::<E>(&embedding));
         drop(embedding);
-        let layers = (0..config.layers).map(|i| layer(&config, i, pages, &mut take)).collect::<anyhow::Result<_>>()?;
+        let layers = (0..config.layers).map(|i| layer(kernel, &config, i, pages, &mut take));
+        let layers = layers.collect::<anyhow::Result<_>>()?;
         Ok(Self {
             isa,
             limits: sizes.limits,
@@ -140,6 +146,7 @@ fn workspace<E: Elem>(config: &DecoderConfig, limits: Limits, vocab: usize) -> a
 }
 
 fn layer<E: Elem>(
+    kernel: Kernel<E>,
     config: &DecoderConfig,
     index: usize,
     pages: usize,
@@ -149,10 +156,10 @@ fn layer<E: Elem>(
     let (hidden, dim) = (config.hidden, config.head_dim);
     let cache = pages * config.kv_heads * PAGE;
     Ok(Layer {
-        qkv: Packed::stacked(&new.projections(), hidden, new.bias.clone())?,
-        out: Packed::stacked(&[slice::<E>(&new.out)], config.heads * dim, Vec::new())?,
-        gate_up: Packed::interleaved(slice::<E>(&new.gate), slice::<E>(&new.up), hidden)?,
-        down: Packed::stacked(&[slice::<E>(&new.down)], config.ffn, Vec::new())?,
+        qkv: Packed::stacked(kernel, &new.projections(), hidden, new.bias.clone())?,
+        out: Packed::stacked(kernel, &[slice::<E>(&new.out)], config.heads * dim, Vec::new())?,
+        gate_up: Packed::interleaved(kernel, slice::<E>(&new.gate), slice::<E>(&new.up), hidden)?,
+        down: Packed::stacked(kernel, &[slice::<E>(&new.down)], config.ffn, Vec::new())?,
         keys: Buffer::zeroed(cache * dim)?,
         values: Buffer::zeroed(cache * dim.next_multiple_of(LANES))?,
         input_norm: new.input_norm,

@@ -14,6 +14,8 @@ pub mod buffer;
 pub mod elem;
 pub mod fma;
 pub mod gemm;
+#[cfg(target_arch = "x86_64")]
+pub mod half;
 pub mod isa;
 #[cfg(test)]
 mod kernel_tests;
@@ -123,7 +125,8 @@ impl<E: Elem> Backend for CpuModel<E> {
     }
 
     fn set_weights(&mut self, weights: Weights) -> anyhow::Result<()> {
-        self.repack(weights)
+        let pool = self.pool.clone();
+        pool.install(|| self.repack(weights))
     }
 
     fn rest(&mut self, rest: Rest) {
@@ -182,7 +185,7 @@ impl<E: Elem> CpuModel<E> {
     }
 
     fn block(&mut self, index: usize, rows: usize, batch: &Batch, tasks: &(Vec<Task>, Vec<Task>)) {
-        let (isa, wide, kernel) = (self.isa, self.width(), E::gemm_kernel(self.isa));
+        let (isa, wide) = (self.isa, self.width());
         let eps = self.config.rms_eps as f32;
         let work = &mut self.work;
         let (x, normed) = (work.x.shared(), work.normed.shared());
@@ -203,7 +206,7 @@ impl<E: Elem> CpuModel<E> {
         // SAFETY: every buffer has `limits.rows` rows, padded to BLOCK, of the stride given; each product and
         // each attention task writes its own range; the products end before the next begins.
         unsafe {
-            layer.qkv.product(isa, kernel, input(normed, wide), &Finish::Store(qkv, layer.qkv.columns()));
+            layer.qkv.product(isa, input(normed, wide), &Finish::Store(qkv, layer.qkv.columns()));
             let attention = Attention {
                 config: &self.config,
                 isa,
@@ -219,11 +222,11 @@ impl<E: Elem> CpuModel<E> {
             for stage in [&tasks.0, &tasks.1] {
                 stage.par_iter().with_max_len(1).for_each(|task| attention.run(*task));
             }
-            layer.out.product(isa, kernel, input(mixed, layer.out_stride(&self.config)), &add);
+            layer.out.product(isa, input(mixed, layer.out_stride(&self.config)), &add);
             norm_all(&layer.post_norm);
             let ffn = self.config.ffn.next_multiple_of(gemm::INNER);
-            layer.gate_up.product(isa, kernel, input(normed, wide), &Finish::SiluMul(gated, ffn));
-            layer.down.product(isa, kernel, Rows { data: gated, stride: ffn, rows }, &add);
+            layer.gate_up.product(isa, input(normed, wide), &Finish::SiluMul(gated, ffn));
+            layer.down.product(isa, Rows { data: gated, stride: ffn, rows }, &add);
         }
     }
 
@@ -258,7 +261,7 @@ impl<E: Elem> CpuModel<E> {
         let input = Rows { data: last, stride: wide, rows: outputs.len() };
         // SAFETY: `limits.outputs` rows in both buffers, padded to BLOCK.
         unsafe {
-            self.head.product(isa, E::gemm_kernel(isa), input, &Finish::Store(logits, self.head.columns()));
+            self.head.product(isa, input, &Finish::Store(logits, self.head.columns()));
         }
     }
 }

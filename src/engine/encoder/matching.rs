@@ -83,6 +83,7 @@ fn part(vector: Vector, a: &[f32], rows: usize, inner: usize, panels: &[f32], co
                 w: panels[first * inner..].as_ptr(),
                 panel: LANES * inner,
                 inner,
+                scale: 1.0,
                 out: block.0.as_mut_ptr(),
             };
             // SAFETY: `a` is padded to whole blocks, the panels come in pairs, the block holds 32 × 32.

@@ -48,7 +48,7 @@ pub(super) struct Norm {
 }
 
 /// One block's weights.
-pub(super) struct Layer<E> {
+pub(super) struct Layer<E: 'static> {
     /// Queries, keys, values of all heads, in that order.
     pub(super) qkv: Packed<E>,
     pub(super) positions: Option<Tables<E>>,
@@ -156,7 +156,7 @@ impl<E: Elem> PackedEncoder<E> {
 
     /// Attention, norm, feed-forward, norm (the order of the original transformer).
     fn block(&mut self, index: usize, rows: usize, ranges: &[Range<usize>]) {
-        let (isa, wide, hidden, kernel) = (self.isa, self.width(), self.config.hidden, E::gemm_kernel(self.isa));
+        let (isa, wide, hidden) = (self.isa, self.width(), self.config.hidden);
         let (x, normed) = (self.work.x.shared(), self.work.normed.shared());
         let (qkv, mixed, ffn) = (self.work.qkv.shared(), self.work.mixed.shared(), self.work.wide.shared());
         let layer = &self.layers[index];
@@ -178,7 +178,7 @@ impl<E: Elem> PackedEncoder<E> {
         // own range; the products end before the next begins.
         unsafe {
             let to = Finish::Map(qkv, layer.qkv.columns(), Map::Same);
-            layer.qkv.product(isa, kernel, input(normed, wide), &to);
+            layer.qkv.product(isa, input(normed, wide), &to);
             let heads = Heads {
                 config: &self.config,
                 isa,
@@ -188,10 +188,10 @@ impl<E: Elem> PackedEncoder<E> {
                 scratch: &self.scratch,
             };
             heads.run(ranges);
-            layer.out.product(isa, kernel, input(mixed, wide), &Finish::Add(x, wide));
+            layer.out.product(isa, input(mixed, wide), &Finish::Add(x, wide));
             norm_all(&layer.attention_norm);
-            layer.up.product(isa, kernel, input(normed, wide), &Finish::Map(ffn, ffn_wide, map));
-            layer.down.product(isa, kernel, input(ffn, ffn_wide), &Finish::Add(x, wide));
+            layer.up.product(isa, input(normed, wide), &Finish::Map(ffn, ffn_wide, map));
+            layer.down.product(isa, input(ffn, ffn_wide), &Finish::Add(x, wide));
             norm_all(&layer.output_norm);
         }
     }
