@@ -288,7 +288,11 @@ macro_rules! tiles {
             let height = ($rows - $q).min(most);
             let mut $b = 0;
             while $b < $blocks {
-                let width = if $blocks - $b >= most { most } else { 1 };
+                let width = match $blocks - $b {
+                    4.. if most == 4 => 4,
+                    2.. => 2,
+                    _ => 1,
+                };
                 // SAFETY: rows and blocks that there are; the rest is the caller's.
                 unsafe {
                     match (height, width) {
@@ -296,10 +300,12 @@ macro_rules! tiles {
                         (3, 4) if most == 4 => $tile::<$($generic,)* 3, 4>($($arg),*),
                         (2, 4) if most == 4 => $tile::<$($generic,)* 2, 4>($($arg),*),
                         (1, 4) if most == 4 => $tile::<$($generic,)* 1, 4>($($arg),*),
+                        (4, 2) if most == 4 => $tile::<$($generic,)* 4, 2>($($arg),*),
+                        (3, 2) if most == 4 => $tile::<$($generic,)* 3, 2>($($arg),*),
                         (4, _) if most == 4 => $tile::<$($generic,)* 4, 1>($($arg),*),
                         (3, _) if most == 4 => $tile::<$($generic,)* 3, 1>($($arg),*),
-                        (2, 2) if most == 2 => $tile::<$($generic,)* 2, 2>($($arg),*),
-                        (1, 2) if most == 2 => $tile::<$($generic,)* 1, 2>($($arg),*),
+                        (2, 2) => $tile::<$($generic,)* 2, 2>($($arg),*),
+                        (1, 2) => $tile::<$($generic,)* 1, 2>($($arg),*),
                         (2, _) => $tile::<$($generic,)* 2, 1>($($arg),*),
                         _ => $tile::<$($generic,)* 1, 1>($($arg),*),
                     }

@@ -11,6 +11,7 @@ use super::{
     simd::{LANES, Simd, vectorised},
 };
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Rows of activations that one kernel call takes at most; row counts of buffers are multiples of it.
 pub const BLOCK: usize = 32;
@@ -218,25 +219,32 @@ impl<E: Elem> Packed<E> {
     /// else touches it meanwhile.
     pub unsafe fn product(&self, isa: Isa, x: Rows<E>, finish: &Finish<E>) {
         debug_assert_eq!(x.stride, self.inner);
-        // Enough tasks to balance; more pairs a task read the activations less often.
+        // Enough tasks to balance: by columns, and by rows as well where there are many. The more pairs a task has, the less often the
+        // activations are read; 16 of them stay in the second cache.
         let threads = rayon::current_num_threads();
-        let per_task = (self.pairs / (threads * 4)).max((self.pairs / (threads * 2)).min(4)).clamp(1, 16);
-        (0..self.pairs.div_ceil(per_task)).into_par_iter().with_max_len(1).for_each(|task| {
-            let pairs = task * per_task..((task + 1) * per_task).min(self.pairs);
-            // SAFETY: tasks have their own columns of the target; the rest is passed on.
-            unsafe { self.task(isa, x, pairs, finish) }
+        let blocks = x.rows.div_ceil(BLOCK);
+        let few = (self.pairs / (threads * 4)).max((self.pairs / (threads * 2)).min(4)).clamp(1, 16);
+        let (per_task, blocks_per_task) =
+            if blocks < threads * 4 { (few, blocks) } else { (16, blocks.div_ceil(threads * 4)) };
+        let (across, down) = (self.pairs.div_ceil(per_task), blocks.div_ceil(blocks_per_task.max(1)));
+        (0..across * down).into_par_iter().with_max_len(1).for_each(|task| {
+            let (column, row) = (task / down, task % down);
+            let pairs = column * per_task..((column + 1) * per_task).min(self.pairs);
+            let rows = row * blocks_per_task * BLOCK..((row + 1) * blocks_per_task * BLOCK).min(x.rows);
+            // SAFETY: tasks have their own rows and columns of the target; the rest is passed on.
+            unsafe { self.task(isa, x, rows, pairs, finish) }
         });
     }
 
-    unsafe fn task(&self, isa: Isa, x: Rows<E>, pairs: std::ops::Range<usize>, finish: &Finish<E>) {
+    unsafe fn task(&self, isa: Isa, x: Rows<E>, rows: Range<usize>, pairs: Range<usize>, finish: &Finish<E>) {
         let kernel = self.kernel;
         let mut block = Block([0.0; BLOCK * 2 * LANES]);
         let panel = LANES * self.inner;
         // SAFETY: the kernel fits the processor; rows and panels are inside their buffers.
         unsafe {
             (kernel.before)();
-            for first in (0..x.rows).step_by(BLOCK) {
-                let rows = (x.rows - first).min(BLOCK);
+            for first in rows.clone().step_by(BLOCK) {
+                let rows = (rows.end - first).min(BLOCK);
                 (kernel.stage)(&Rows { data: x.data.from(first * x.stride), stride: x.stride, rows });
                 for pair in pairs.clone() {
                     (kernel.block)(&Args {

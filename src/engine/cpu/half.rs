@@ -23,8 +23,17 @@ const SHORT: usize = 64;
 const ROW_TOP: i32 = 5;
 const MATRIX_TOP: i32 = 1;
 
-/// Halves from row to row beyond the row itself: the rows of a tile would share a few cache sets.
-const APART: usize = 2 * LANES;
+/// Inner elements that lie together; the rows of a longer inner dimension lie in several such stretches.
+const STRETCH: usize = 512;
+
+/// Halves from row to row of a stretch. Not a power of two: the rows of a tile would share a few cache sets. A constant: one address and
+/// fixed offsets reach all rows of a tile.
+const STRIDE: usize = STRETCH + 2 * LANES;
+
+/// Halves of a block's stretch.
+const STRETCH_ROWS: usize = BLOCK * STRIDE;
+
+const _: () = assert!(STRETCH.is_multiple_of(2 * SHORT), "a short sum is of one stretch");
 
 /// Rows of a tile: 2 · 12 sums, two vectors of weights and one number fit the registers.
 const TILE: usize = 12;
@@ -97,21 +106,23 @@ unsafe fn largest(row: *const u16, n: usize) -> u16 {
 }
 
 /// The thread's scratch for rows of `inner`: the factors by which results are multiplied, then the rows.
-fn staged(inner: usize) -> (*mut f32, *mut u16, usize) {
-    let stride = inner + APART;
-    let factors = scratch(BLOCK + BLOCK * stride / 2);
-    (factors, factors.wrapping_add(BLOCK).cast(), stride)
+fn staged(inner: usize) -> (*mut f32, *mut u16) {
+    let factors = scratch(BLOCK + inner.div_ceil(STRETCH) * STRETCH_ROWS / 2);
+    (factors, factors.wrapping_add(BLOCK).cast())
 }
 
 unsafe fn stage(x: &Rows<u16>) {
-    let (factors, rows, stride) = staged(x.stride);
+    let (factors, rows) = staged(x.stride);
     for row in 0..x.rows {
         // SAFETY: `rows` rows of `stride`, a multiple of 32; the scratch holds BLOCK rows of them.
         unsafe {
             let from = x.data.at(row * x.stride);
             let factor = power(largest(from, x.stride) >> 7, ROW_TOP);
             *factors.add(row) = factor.recip();
-            convert(from, factor, rows.add(row * stride), x.stride);
+            for first in (0..x.stride).step_by(STRETCH) {
+                let to = rows.add(first / STRETCH * STRETCH_ROWS + row * STRIDE);
+                convert(from.add(first), factor, to, (x.stride - first).min(STRETCH));
+            }
         }
     }
 }
@@ -139,25 +150,25 @@ unsafe fn block(args: &Args<u16>) {
 /// `R` rows by 32 columns: fp16 sums in registers, f32 sums in the block.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512fp16")]
 unsafe fn tile<const R: usize>(args: &Args<u16>, row: usize) {
-    let (factors, x, stride) = staged(args.inner);
+    let (factors, x) = staged(args.inner);
     // SAFETY: inside the scratch's rows, the panels and the block that the caller gave.
     unsafe {
-        let x = x.add(row * stride);
         let out = args.out.add(row * 2 * LANES);
-        for first in (0..args.inner / 2).step_by(SHORT) {
+        let (mut left, mut right) = (args.w, args.w.add(args.panel));
+        for first in (0..args.inner).step_by(2 * SHORT) {
+            let mut x = x.add(first / STRETCH * STRETCH_ROWS + row * STRIDE + first % STRETCH);
             let mut sums = [[_mm512_setzero_ph(); 2]; R];
-            for pair in first..(first + SHORT).min(args.inner / 2) {
-                let left = args.w.add(pair * 2 * LANES);
-                let right = left.add(args.panel);
+            for _ in 0..SHORT.min((args.inner - first) / 2) {
                 _mm_prefetch::<_MM_HINT_T0>(left.wrapping_add(AHEAD).cast());
                 _mm_prefetch::<_MM_HINT_T0>(right.wrapping_add(AHEAD).cast());
                 let w = [load(left), load(right)];
                 for (r, sum) in sums.iter_mut().enumerate() {
-                    let a = x.add(r * stride + pair * 2).cast::<i32>().read_unaligned();
+                    let a = x.add(r * STRIDE).cast::<i32>().read_unaligned();
                     let a = _mm512_castsi512_ph(_mm512_set1_epi32(a));
                     sum[0] = _mm512_fmadd_ph(a, w[0], sum[0]);
                     sum[1] = _mm512_fmadd_ph(a, w[1], sum[1]);
                 }
+                (left, right, x) = (left.add(2 * LANES), right.add(2 * LANES), x.add(2));
             }
             for (r, sum) in sums.into_iter().enumerate() {
                 let out = out.add(r * 2 * LANES);
