@@ -31,7 +31,7 @@
 use crate::Options;
 use futures::{executor::block_on, future::try_join_all};
 use repro::{
-    engine::{DeviceSpec, Engine, EngineStats, Request, Sampling},
+    engine::{DeviceSpec, Engine, EngineStats, Precision, Request, Sampling},
     models::{
         config::{Arch, DecoderConfig, RopeScaling},
         decoder::Decoder,
@@ -165,7 +165,7 @@ fn case(name: &str, config: DecoderConfig, device: Device, work: &Work) -> anyho
     let update = update_options(work);
     let begin = Instant::now();
     let positions = lengths.iter().map(|(prompt, new)| prompt + new).max().unwrap_or(1);
-    let engine = policy.engine(work.slots, 0, positions, &update)?;
+    let engine = policy.engine(work.slots, 0, positions, Precision::Auto, &update)?;
     wait(device);
     println!(
         "    engine of {} slots, {positions} positions: {:.1} s, {}",

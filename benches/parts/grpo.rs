@@ -5,7 +5,7 @@
 use super::generate::shape;
 use crate::Options;
 use repro::{
-    engine::Sampling,
+    engine::{Precision, Sampling, cpu::isa::Isa},
     models::decoder::Decoder,
     storage::commit::peak_memory,
     text::tokenizer::Tokenizer,
@@ -39,11 +39,14 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         false => (shape(512, 8, 1536, 8192), Work { prompts: 8, samples: 8, prompt: 128, new: 128 }),
     };
     setup::set_threads(0);
-    for (name, kind, activations) in [
-        ("bf16", Kind::BFloat16, Activations::Keep),
-        ("bf16, gradient checkpointing", Kind::BFloat16, Activations::Recompute),
-        ("f32", Kind::Float, Activations::Keep),
-        ("f32, gradient checkpointing", Kind::Float, Activations::Recompute),
+    // What each takes of itself, as the stage's `precision: auto`.
+    let auto = Isa::detect().libtorch_kind(Device::Cpu);
+    for (name, kind, precision, activations) in [
+        ("auto", auto, Precision::Auto, Activations::Keep),
+        ("bf16", Kind::BFloat16, Precision::Bf16, Activations::Keep),
+        ("bf16, gradient checkpointing", Kind::BFloat16, Precision::Bf16, Activations::Recompute),
+        ("f32", Kind::Float, Precision::F32, Activations::Keep),
+        ("f32, gradient checkpointing", Kind::Float, Precision::F32, Activations::Recompute),
     ] {
         if !options.case.is_empty() && name != options.case {
             continue;
@@ -52,7 +55,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         let adamw = AdamWOptions { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
         let mut policy = Policy::new(decoder, adamw, kind, true);
         let mut steps = Vec::new();
-        let engine = policy.engine(64, 0, work.prompt + work.new, &update_options(&work, activations))?;
+        let engine = policy.engine(64, 0, work.prompt + work.new, precision, &update_options(&work, activations))?;
         for step in 0..if smoke { 1 } else { 5 } {
             steps.push(once(&mut policy, &engine, &work, activations, step)?);
         }

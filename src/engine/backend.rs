@@ -85,6 +85,9 @@ pub trait Backend: Send {
     /// Pages of the cache.
     fn pages(&self) -> usize;
 
+    /// Type of the weights.
+    fn kind(&self) -> tch::Kind;
+
     /// What a step may hold.
     fn limits(&self) -> Limits;
 

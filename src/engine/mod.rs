@@ -204,6 +204,8 @@ struct Shared {
     config: DecoderConfig,
     /// Longest sequence that fits model and cache.
     limit: usize,
+    /// Type of the weights.
+    kind: tch::Kind,
     counters: Counters,
     /// Why the thread ended, once it has.
     stopped: Mutex<Option<String>>,
@@ -258,7 +260,11 @@ impl Engine {
     /// # Errors
     /// A parameter is missing or of another shape (the engine then goes on with the old ones); the engine stopped.
     pub fn set_weights(&self, weights: Weights) -> anyhow::Result<()> {
-        let decoder = Decoder::new(self.shared.config.clone(), weights)?;
+        let mut decoder = Decoder::new(self.shared.config.clone(), weights)?;
+        // Here rather than on the engine's thread, where libtorch would start threads of its own, which then wait for the caller's asleep.
+        for tensor in decoder.weights.tensors.values_mut() {
+            *tensor = tensor.f_to_kind(self.shared.kind)?;
+        }
         let (done, answer) = mpsc::channel();
         self.queue.send(sequence::Message::Weights(decoder.weights, done)).map_err(|_| self.shared.stopped())?;
         answer.recv().unwrap_or_else(|_| Err(self.shared.stopped().into()))

@@ -126,6 +126,7 @@ pub fn spawn(
 ) -> anyhow::Result<Engine> {
     let shared = Arc::new(Shared {
         limit: config.max_positions.min(backend.pages() * PAGE),
+        kind: backend.kind(),
         config,
         counters: Counters::default(),
         stopped: Mutex::new(None),

@@ -129,32 +129,44 @@ pub struct Rows<E> {
     pub rows: usize,
 }
 
-impl<E: Elem> Packed<E> {
-    /// Packs matrices [outᵢ, in] one under the other.
+/// Makes [`Packed`] matrices for a kernel, on a pool's threads.
+#[derive(Clone, Copy)]
+pub struct Packer<'a, E: 'static> {
+    /// Which will read them.
+    pub kernel: Kernel<E>,
+    /// Whose threads work.
+    pub pool: &'a rayon::ThreadPool,
+}
+
+impl<E: Elem> Packer<'_, E> {
+    /// Matrices [outᵢ, in] one under the other.
     ///
     /// # Errors
     /// No memory.
-    pub fn stacked(kernel: Kernel<E>, matrices: &[&[E]], inner: usize, bias: Vec<f32>) -> anyhow::Result<Self> {
+    pub fn stacked(self, matrices: &[&[E]], inner: usize, bias: Vec<f32>) -> anyhow::Result<Packed<E>> {
         let columns: usize = matrices.iter().map(|m| m.len() / inner).sum();
         let pairs = columns.div_ceil(2 * LANES);
         let padded = vec![0.0; if bias.is_empty() { 0 } else { pairs * 2 * LANES }];
-        let mut packed = Self::empty(kernel, pairs, inner, padded)?;
-        packed.restack(matrices, inner, &bias);
+        let mut packed = Packed::empty(self.kernel, pairs, inner, padded)?;
+        self.pool.install(|| packed.restack(matrices, inner, &bias));
         Ok(packed)
     }
 
-    /// Packs two matrices of the same shape so that panel pairs hold 16 columns of each.
+    /// Two matrices of the same shape so that panel pairs hold 16 columns of each.
     ///
     /// # Errors
     /// No memory.
-    pub fn interleaved(kernel: Kernel<E>, first: &[E], second: &[E], inner: usize) -> anyhow::Result<Self> {
+    pub fn interleaved(self, first: &[E], second: &[E], inner: usize) -> anyhow::Result<Packed<E>> {
         let columns = first.len() / inner;
-        let mut packed = Self::empty(kernel, columns.div_ceil(LANES), inner, Vec::new())?;
-        packed.reinterleave(first, second, inner);
+        let mut packed = Packed::empty(self.kernel, columns.div_ceil(LANES), inner, Vec::new())?;
+        self.pool.install(|| packed.reinterleave(first, second, inner));
         Ok(packed)
     }
+}
 
-    /// Puts other matrices of the same shapes in the place of those that [`Packed::stacked`] was given.
+impl<E: Elem> Packed<E> {
+    /// Puts other matrices of the same shapes in the place of those that [`Packer::stacked`] was given, on the current rayon
+    /// pool's threads.
     pub fn restack(&mut self, matrices: &[&[E]], inner: usize, bias: &[f32]) {
         self.fill(matrices, inner, |mut column| {
             for matrix in matrices {
@@ -168,7 +180,7 @@ impl<E: Elem> Packed<E> {
         self.bias[..bias.len()].copy_from_slice(bias);
     }
 
-    /// Puts other matrices of the same shape in the place of those that [`Packed::interleaved`] was given.
+    /// Puts other matrices of the same shape in the place of those that [`Packer::interleaved`] was given, likewise.
     pub fn reinterleave(&mut self, first: &[E], second: &[E], inner: usize) {
         self.fill(&[first, second], inner, |column| {
             let matrix = if column / LANES % 2 == 0 { first } else { second };

@@ -5,7 +5,7 @@ use super::{
     attend::Scratch,
     buffer::Buffer,
     elem::Elem,
-    gemm::{BLOCK, INNER, Kernel, Packed},
+    gemm::{BLOCK, INNER, Packer},
     isa::Isa,
     simd::LANES,
 };
@@ -44,21 +44,17 @@ impl<E: Elem> CpuModel<E> {
     /// # Errors
     /// Not enough memory, said before anything large is allocated.
     pub fn new(decoder: Decoder, sizes: Sizes, isa: Isa, pool: Arc<rayon::ThreadPool>) -> anyhow::Result<Self> {
-        Arc::clone(&pool).install(move || Self::pack(decoder, sizes, isa, pool))
-    }
-
-    fn pack(decoder: Decoder, sizes: Sizes, isa: Isa, pool: Arc<rayon::ThreadPool>) -> anyhow::Result<Self> {
-        let kernel = E::gemm_kernel(isa);
+        let packer = Packer { kernel: E::gemm_kernel(isa), pool: &pool };
         let Decoder { config, mut weights } = decoder;
         let pages = cache_pages::<E>(&config, sizes)?;
         let mut take = Source::<E>::new(&mut weights);
         let embedding = take.take("model.embed_tokens.weight")?;
         let head = if config.tied_embeddings { embedding.shallow_clone() } else { take.take("lm_head.weight")? };
-        let head = Packed::stacked(kernel, &[slice::<E>(&head)], config.hidden, Vec::new())?;
+        let head = packer.stacked(&[slice::<E>(&head)], config.hidden, Vec::new())?;
         let mut rows = Buffer::zeroed(config.vocab_size * config.hidden)?;
         rows.copy_from_slice(slice::<E>(&embedding));
         drop(embedding);
-        let layers = (0..config.layers).map(|i| layer(kernel, &config, i, pages, &mut take));
+        let layers = (0..config.layers).map(|i| layer(packer, &config, i, pages, &mut take));
         let layers = layers.collect::<anyhow::Result<_>>()?;
         Ok(Self {
             isa,
@@ -81,18 +77,23 @@ impl<E: Elem> CpuModel<E> {
     /// # Errors
     /// A parameter is missing.
     pub fn repack(&mut self, mut weights: Weights) -> anyhow::Result<()> {
-        let config = &self.config;
+        let (config, pool) = (&self.config, &self.pool);
         let mut take = Source::<E> { weights: &mut weights, kind: std::marker::PhantomData };
         let embedding = take.take("model.embed_tokens.weight")?;
         let head = if config.tied_embeddings { embedding.shallow_clone() } else { take.take("lm_head.weight")? };
-        self.head.restack(&[slice::<E>(&head)], config.hidden, &[]);
+        let output = slice::<E>(&head);
+        pool.install(|| self.head.restack(&[output], config.hidden, &[]));
         self.embedding.copy_from_slice(slice::<E>(&embedding));
         for (index, layer) in self.layers.iter_mut().enumerate() {
             let new = Block::take(config, index, &mut take)?;
-            layer.qkv.restack(&new.projections(), config.hidden, &new.bias);
-            layer.out.restack(&[slice::<E>(&new.out)], config.heads * config.head_dim, &[]);
-            layer.gate_up.reinterleave(slice::<E>(&new.gate), slice::<E>(&new.up), config.hidden);
-            layer.down.restack(&[slice::<E>(&new.down)], config.ffn, &[]);
+            let (projections, bias, out) = (new.projections(), &new.bias, slice::<E>(&new.out));
+            let (gate, up, down) = (slice::<E>(&new.gate), slice::<E>(&new.up), slice::<E>(&new.down));
+            pool.install(|| {
+                layer.qkv.restack(&projections, config.hidden, bias);
+                layer.out.restack(&[out], config.heads * config.head_dim, &[]);
+                layer.gate_up.reinterleave(gate, up, config.hidden);
+                layer.down.restack(&[down], config.ffn, &[]);
+            });
             (layer.input_norm, layer.post_norm) = (new.input_norm, new.post_norm);
             (layer.q_norm, layer.k_norm) = (new.q_norm, new.k_norm);
         }
@@ -146,7 +147,7 @@ fn workspace<E: Elem>(config: &DecoderConfig, limits: Limits, vocab: usize) -> a
 }
 
 fn layer<E: Elem>(
-    kernel: Kernel<E>,
+    packer: Packer<E>,
     config: &DecoderConfig,
     index: usize,
     pages: usize,
@@ -156,10 +157,10 @@ fn layer<E: Elem>(
     let (hidden, dim) = (config.hidden, config.head_dim);
     let cache = pages * config.kv_heads * PAGE;
     Ok(Layer {
-        qkv: Packed::stacked(kernel, &new.projections(), hidden, new.bias.clone())?,
-        out: Packed::stacked(kernel, &[slice::<E>(&new.out)], config.heads * dim, Vec::new())?,
-        gate_up: Packed::interleaved(kernel, slice::<E>(&new.gate), slice::<E>(&new.up), hidden)?,
-        down: Packed::stacked(kernel, &[slice::<E>(&new.down)], config.ffn, Vec::new())?,
+        qkv: packer.stacked(&new.projections(), hidden, new.bias.clone())?,
+        out: packer.stacked(&[slice::<E>(&new.out)], config.heads * dim, Vec::new())?,
+        gate_up: packer.interleaved(slice::<E>(&new.gate), slice::<E>(&new.up), hidden)?,
+        down: packer.stacked(&[slice::<E>(&new.down)], config.ffn, Vec::new())?,
         keys: Buffer::zeroed(cache * dim)?,
         values: Buffer::zeroed(cache * dim.next_multiple_of(LANES))?,
         input_norm: new.input_norm,

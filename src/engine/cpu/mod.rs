@@ -125,8 +125,7 @@ impl<E: Elem> Backend for CpuModel<E> {
     }
 
     fn set_weights(&mut self, weights: Weights) -> anyhow::Result<()> {
-        let pool = self.pool.clone();
-        pool.install(|| self.repack(weights))
+        self.repack(weights)
     }
 
     fn rest(&mut self, rest: Rest) {
@@ -148,6 +147,10 @@ impl<E: Elem> Backend for CpuModel<E> {
 
     fn pages(&self) -> usize {
         self.pages
+    }
+
+    fn kind(&self) -> tch::Kind {
+        E::KIND
     }
 
     fn limits(&self) -> Limits {

@@ -110,6 +110,10 @@ impl Backend for CudaModel {
         self.pages
     }
 
+    fn kind(&self) -> Kind {
+        self.kind
+    }
+
     fn limits(&self) -> Limits {
         self.limits
     }

@@ -14,7 +14,7 @@ use crate::{
         cpu::{
             buffer::Buffer,
             elem::Elem,
-            gemm::{Kernel, Packed},
+            gemm::{Packed, Packer},
             isa::Isa,
             load::{Source, floats, slice},
         },
@@ -196,7 +196,7 @@ fn load_as<E: Elem>(
         (Family::Encoder(config), _) => config,
     };
     check_memory::<E>(&config, options.layer).with_context(|| from.shown())?;
-    let kernel = E::gemm_kernel(isa);
+    let packer = Packer { kernel: E::gemm_kernel(isa), pool };
     let mut weights = from.of(&config, options.layer, Device::Cpu, E::KIND)?;
     let mut take = Source::<E>::new(&mut weights);
     let mut words = Buffer::zeroed(config.vocab_size * config.hidden)?;
@@ -206,7 +206,7 @@ fn load_as<E: Elem>(
         Some(_) => Some(take.take("encoder.rel_embeddings.weight")?.f_to_kind(Kind::Float)?),
         None => None,
     };
-    let layers = (0..options.layer).map(|i| layer(kernel, &config, i, relative.as_ref(), &mut take));
+    let layers = (0..options.layer).map(|i| layer(packer, &config, i, relative.as_ref(), &mut take));
     Ok(Box::new(PackedEncoder::<E> {
         layers: layers.collect::<anyhow::Result<_>>()?,
         embedding_norm: norm(&mut take, "embeddings.LayerNorm")?,
@@ -255,7 +255,7 @@ fn places<E: Elem>(config: &EncoderConfig, take: &mut Source<E>) -> anyhow::Resu
 }
 
 fn layer<E: Elem>(
-    kernel: Kernel<E>,
+    packer: Packer<E>,
     config: &EncoderConfig,
     index: usize,
     relative: Option<&Tensor>,
@@ -264,13 +264,13 @@ fn layer<E: Elem>(
     let hidden = config.hidden;
     let at = |name: &str| format!("encoder.layer.{index}.{name}");
     let (qkv, positions) = match config.arch {
-        EncoderArch::Deberta => (joint(kernel, config, index, take)?, tables(config, index, relative, take)?),
-        EncoderArch::Bert | EncoderArch::Roberta => (separate(kernel, config, index, take)?, None),
+        EncoderArch::Deberta => (joint(packer, config, index, take)?, tables(config, index, relative, take)?),
+        EncoderArch::Bert | EncoderArch::Roberta => (separate(packer, config, index, take)?, None),
     };
     let dense = |name: &str, inner: usize, take: &mut Source<E>| {
         let weight = take.take(&at(&format!("{name}.dense.weight")))?;
         let bias = floats(&take.take(&at(&format!("{name}.dense.bias")))?)?;
-        Packed::stacked(kernel, &[slice::<E>(&weight)], inner, bias)
+        packer.stacked(&[slice::<E>(&weight)], inner, bias)
     };
     Ok(Layer {
         qkv,
@@ -289,7 +289,7 @@ fn norm<E: Elem>(take: &mut Source<E>, name: &str) -> anyhow::Result<Norm> {
 
 /// BERT's three projections.
 fn separate<E: Elem>(
-    kernel: Kernel<E>,
+    packer: Packer<E>,
     config: &EncoderConfig,
     index: usize,
     take: &mut Source<E>,
@@ -301,12 +301,12 @@ fn separate<E: Elem>(
         bias.extend(floats(&take.take(&format!("{name}.bias"))?)?);
     }
     let slices: Vec<&[E]> = matrices.iter().map(slice::<E>).collect();
-    Packed::stacked(kernel, &slices, config.hidden, bias)
+    packer.stacked(&slices, config.hidden, bias)
 }
 
 /// DeBERTa's one projection: for each head its queries, keys and values; biases on queries and values only.
 fn joint<E: Elem>(
-    kernel: Kernel<E>,
+    packer: Packer<E>,
     config: &EncoderConfig,
     index: usize,
     take: &mut Source<E>,
@@ -325,7 +325,7 @@ fn joint<E: Elem>(
     let mut bias = floats(&take.take(&name("q_bias"))?)?;
     bias.resize(2 * hidden, 0.0);
     bias.extend(floats(&take.take(&name("v_bias"))?)?);
-    Packed::stacked(kernel, &matrices, hidden, bias)
+    packer.stacked(&matrices, hidden, bias)
 }
 
 /// The layer's projections of the relative positions.

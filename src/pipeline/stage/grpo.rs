@@ -163,8 +163,8 @@ pub struct Config {
     /// Completions drawn at the same time; on a GPU best all of a step (prompts_per_step x num_generations).
     #[serde(default = "slots")]
     pub slots: usize,
-    /// What matmuls run in, of training and of the engine; masters and moments are always f32. In f32 a continued run makes the
-    /// same weights as an undisturbed one, bit for bit.
+    /// What matmuls run in, of training and of the engine, each of which takes under `auto` what it is fastest in; masters and moments are
+    /// always f32. Where training is in f32, a continued run makes the same weights as an undisturbed one, bit for bit.
     #[serde(default)]
     pub precision: Precision,
     /// What the exported weights are stored in.
@@ -318,7 +318,13 @@ impl Job {
             tracing::info!("{}: continuing after step {} from {name}", self.cx.output, state.step);
         }
         let positions = self.config.max_prompt_length + self.config.max_completion_length;
-        let engine = policy.engine(self.config.slots, self.config.threads, positions, &plan.update)?;
+        let engine = policy.engine(
+            self.config.slots,
+            self.config.threads,
+            positions,
+            self.config.precision.into(),
+            &plan.update,
+        )?;
         tracing::debug!("{}: ready after {:.1} s", self.cx.output, begin.elapsed().as_secs_f64());
         let mut hooks =
             StageHooks::new(&self.cx, &self.store, self.runtime.clone(), tables, reward.parts(), (&state, plan.steps));

@@ -186,7 +186,10 @@ pub fn pass(
         let _ = d_logits.scatter_add_(1, &part.targets.unsqueeze(1), &g);
         let d_logits = d_logits.to_kind(hidden.kind());
         if let Some(weight_grad) = &mut weight_grad {
-            *weight_grad += d_logits.tr().matmul(&rows);
+            match hidden.kind() {
+                Kind::Float => drop(weight_grad.addmm_(&d_logits.tr(), &rows)),
+                _ => *weight_grad += d_logits.tr().matmul(&rows),
+            }
         }
         for (column, value) in
             columns.iter_mut().zip([log_p, terms.kl, terms.clipped, entropy, d_logits.matmul(&output.weight)])

@@ -13,7 +13,8 @@ use tch::{Device, Kind, Tensor};
 
 impl Policy {
     /// An engine with the present parameters on the same device, for sequences of up to `positions` tokens, that leaves room for updates
-    /// as `update` says. [`Engine::set_weights`] with [`Self::weights`] brings it up to date.
+    /// as `update` says. [`Engine::set_weights`] with [`Self::weights`] brings it up to date. Its precision may be another than the
+    /// policy's: `auto` is bf16 on a processor whose bf16 is fast in the engine's kernels, and slow in libtorch's.
     ///
     /// # Errors
     /// Not enough memory; the device is one that the engine does not generate on.
@@ -22,11 +23,11 @@ impl Policy {
         slots: usize,
         threads: usize,
         positions: usize,
+        precision: Precision,
         update: &UpdateOptions,
     ) -> anyhow::Result<Engine> {
         let mut config = self.config().clone();
         config.max_positions = config.max_positions.min(positions);
-        let precision = if self.kind() == Kind::BFloat16 { Precision::Bf16 } else { Precision::F32 };
         let Device::Cuda(n) = self.parameters.master.device() else {
             let options = EngineOptions { device: DeviceSpec::Cpu, precision, slots, threads };
             return Engine::from_decoder(Decoder { config, weights: self.weights() }, options);

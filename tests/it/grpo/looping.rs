@@ -4,7 +4,7 @@
 use crate::device::{exact, tensor_device};
 use bytes::Bytes;
 use repro::{
-    engine::{Engine, Sampling},
+    engine::{Engine, Precision, Sampling},
     models::{
         config::{Arch, DecoderConfig, RopeScaling},
         decoder::Decoder,
@@ -180,7 +180,7 @@ impl Hooks for Record {
 }
 
 fn engine(policy: &Policy) -> Engine {
-    policy.engine(8, 1, 64, &plan(1).update).unwrap()
+    policy.engine(8, 1, 64, Precision::F32, &plan(1).update).unwrap()
 }
 
 fn go(
