@@ -376,8 +376,10 @@ fn edit(dir: &Path, from: &str, to: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn new_weights_in_place() {
     for model in MODELS {
-        for precision in [Precision::F32, Precision::Bf16] {
-            let kind = if precision == Precision::F32 { Kind::Float } else { Kind::BFloat16 };
+        // The last: as a trainer gives them whose own type is another.
+        for (precision, kind) in
+            [(Precision::F32, Kind::Float), (Precision::Bf16, Kind::BFloat16), (Precision::Bf16, Kind::Float)]
+        {
             let prompt = ids(&expected(model)("prompt", 4));
             let (prefix, rest) = prompt.split_at(20);
             let ask = || Request { prefix: prefix.into(), ..sampled(rest.to_vec(), 16, 5) };
