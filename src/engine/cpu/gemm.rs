@@ -183,7 +183,7 @@ impl<E: Elem> Packed<E> {
     /// Puts other matrices of the same shape in the place of those that [`Packer::interleaved`] was given, likewise.
     pub fn reinterleave(&mut self, first: &[E], second: &[E], inner: usize) {
         self.fill(&[first, second], inner, |column| {
-            let matrix = if column / LANES % 2 == 0 { first } else { second };
+            let matrix = if (column / LANES).is_multiple_of(2) { first } else { second };
             let row = column / (2 * LANES) * LANES + column % LANES;
             matrix.get(row * inner..(row + 1) * inner)
         });
