@@ -50,6 +50,31 @@ impl Bias {
     pub const NONE: Self = Self { rows: std::ptr::null(), stride: 0 };
 }
 
+/// One head of one whole sequence, without a mask: every query sees every position.
+pub struct Sequence<E> {
+    /// First row's query, of `dim` numbers.
+    pub queries: *const E,
+    /// First row's key.
+    pub keys: *const E,
+    /// First row's value.
+    pub values: *const E,
+    /// Numbers from row to row of the three.
+    pub stride: usize,
+    /// Positions.
+    pub rows: usize,
+    /// Head width D.
+    pub dim: usize,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// First row's result, of `dim` numbers.
+    pub out: *mut E,
+    /// Numbers from row to row of the results.
+    pub out_stride: usize,
+}
+
+/// Attention over a whole sequence; results do not overlap what is read.
+pub type Whole<E> = unsafe fn(&Sequence<E>);
+
 /// Scratch of one thread.
 pub struct Scratch<E> {
     /// Queries [QUERIES, D].

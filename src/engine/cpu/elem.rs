@@ -39,6 +39,10 @@ pub trait Elem: Plain {
     fn gemm_kernel(isa: Isa) -> gemm::Kernel<Self>;
     /// The attention kernels of this processor.
     fn attend_kernels(isa: Isa, head_dim: usize) -> attend::Kernels<Self>;
+    /// Attention over whole sequences, where this processor has something faster for it than [`Elem::attend_kernels`].
+    fn attend_whole(_isa: Isa, _head_dim: usize) -> Option<attend::Whole<Self>> {
+        None
+    }
 }
 
 impl Elem for f32 {
@@ -121,5 +125,10 @@ impl Elem for u16 {
             Bf16::Dot => super::bf16::attend_kernels(),
             _ => attend::fma_kernels(isa.vector),
         }
+    }
+    #[cfg(target_arch = "x86_64")]
+    fn attend_whole(isa: Isa, head_dim: usize) -> Option<attend::Whole<Self>> {
+        use super::half::attend as half;
+        (isa.bf16 == Bf16::Half && head_dim.is_multiple_of(half::HEAD)).then_some(half::attend as attend::Whole<Self>)
     }
 }

@@ -8,6 +8,8 @@
 //! order, whatever the number of rows.
 #![cfg(target_arch = "x86_64")]
 
+pub mod attend;
+
 use super::{
     fma::scratch,
     gemm::{Args, BLOCK, Form, Kernel, Rows},
@@ -154,11 +156,37 @@ unsafe fn tile<const R: usize>(args: &Args<u16>, row: usize) {
     // SAFETY: inside the scratch's rows, the panels and the block that the caller gave.
     unsafe {
         let out = args.out.add(row * 2 * LANES);
-        let (mut left, mut right) = (args.w, args.w.add(args.panel));
-        for first in (0..args.inner).step_by(2 * SHORT) {
-            let mut x = x.add(first / STRETCH * STRETCH_ROWS + row * STRIDE + first % STRETCH);
+        let panels = [args.w, args.w.add(args.panel)];
+        sums::<R>(x.add(row * STRIDE), STRETCH_ROWS, args.inner, panels, 2 * LANES, out);
+        for r in 0..R {
+            // One after the other: together they might be more than a number holds.
+            let factors = [_mm512_set1_ps(args.scale), _mm512_set1_ps(*factors.add(row + r))];
+            for half in 0..2 {
+                let out = out.add((r * 2 + half) * LANES);
+                let sum = _mm512_mul_ps(_mm512_load_ps(out), factors[0]);
+                _mm512_store_ps(out, _mm512_mul_ps(sum, factors[1]));
+            }
+        }
+    }
+}
+
+/// `R` staged rows, their stretches so far apart, times two panels, whose pairs are `step` halves apart: `R` rows of 32 sums to `out`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512fp16")]
+unsafe fn sums<const R: usize>(
+    x: *const u16,
+    stretch: usize,
+    inner: usize,
+    [mut left, mut right]: [*const u16; 2],
+    step: usize,
+    out: *mut f32,
+) {
+    // SAFETY: `R` rows and two panels of `inner` numbers, as the caller says.
+    unsafe {
+        for first in (0..inner).step_by(2 * SHORT) {
+            let mut x = x.add(first / STRETCH * stretch + first % STRETCH);
             let mut sums = [[_mm512_setzero_ph(); 2]; R];
-            for _ in 0..SHORT.min((args.inner - first) / 2) {
+            for _ in 0..SHORT.min((inner - first) / 2) {
                 _mm_prefetch::<_MM_HINT_T0>(left.wrapping_add(AHEAD).cast());
                 _mm_prefetch::<_MM_HINT_T0>(right.wrapping_add(AHEAD).cast());
                 let w = [load(left), load(right)];
@@ -168,7 +196,7 @@ unsafe fn tile<const R: usize>(args: &Args<u16>, row: usize) {
                     sum[0] = _mm512_fmadd_ph(a, w[0], sum[0]);
                     sum[1] = _mm512_fmadd_ph(a, w[1], sum[1]);
                 }
-                (left, right, x) = (left.add(2 * LANES), right.add(2 * LANES), x.add(2));
+                (left, right, x) = (left.add(step), right.add(step), x.add(2));
             }
             for (r, sum) in sums.into_iter().enumerate() {
                 let out = out.add(r * 2 * LANES);
@@ -177,15 +205,6 @@ unsafe fn tile<const R: usize>(args: &Args<u16>, row: usize) {
                     let before = if first == 0 { _mm512_setzero_ps() } else { _mm512_load_ps(out) };
                     _mm512_store_ps(out, _mm512_add_ps(before, sum));
                 }
-            }
-        }
-        for r in 0..R {
-            // One after the other: together they might be more than a number holds.
-            let factors = [_mm512_set1_ps(args.scale), _mm512_set1_ps(*factors.add(row + r))];
-            for half in 0..2 {
-                let out = out.add((r * 2 + half) * LANES);
-                let sum = _mm512_mul_ps(_mm512_load_ps(out), factors[0]);
-                _mm512_store_ps(out, _mm512_mul_ps(sum, factors[1]));
             }
         }
     }

@@ -5,7 +5,7 @@ use super::positions::Tables;
 use crate::{
     engine::{
         cpu::{
-            attend::{self, Bias, QUERIES, Scratch, View},
+            attend::{self, Bias, QUERIES, Scratch, Sequence, View},
             buffer::Shared,
             elem::Elem,
             isa::Isa,
@@ -130,6 +130,12 @@ impl<E: Elem> Heads<'_, E> {
     }
 
     unsafe fn one(&self, range: Range<usize>, head: usize) {
+        if self.positions.is_none()
+            && let Some(attend) = E::attend_whole(self.isa, self.config.head_dim())
+        {
+            // SAFETY: passed on; the kernel is this processor's.
+            return unsafe { attend(&self.sequence(range, head)) };
+        }
         let thread = rayon::current_thread_index().unwrap_or(0);
         let mut scratch = self.scratch[thread].lock().unwrap_or_else(PoisonError::into_inner);
         let scratch = &mut *scratch;
@@ -167,6 +173,29 @@ impl<E: Elem> Heads<'_, E> {
                 }
             }
             (kernels.after)();
+        }
+    }
+
+    /// # Safety
+    /// The rows are there.
+    unsafe fn sequence(&self, range: Range<usize>, head: usize) -> Sequence<E> {
+        let (dim, hidden) = (self.config.head_dim(), self.config.hidden);
+        // SAFETY: three parts of `hidden` columns a row; the head's columns of the result.
+        let ([queries, keys, values], out) = unsafe {
+            let first = self.qkv.0.at(range.start * self.qkv.1 + head * dim).cast_const();
+            let parts = [first, first.add(hidden), first.add(2 * hidden)];
+            (parts, self.mixed.0.at(range.start * self.mixed.1 + head * dim))
+        };
+        Sequence {
+            queries,
+            keys,
+            values,
+            stride: self.qkv.1,
+            rows: range.len(),
+            dim,
+            scale: 1.0 / (dim as f32).sqrt(),
+            out,
+            out_stride: self.mixed.1,
         }
     }
 
