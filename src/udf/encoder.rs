@@ -11,6 +11,7 @@ use crate::{
     text::tokenizer::{Special, Tokenizer},
 };
 use anyhow::{Context, Result, bail, ensure};
+use futures::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use std::{
     path::{Path, PathBuf},
@@ -23,6 +24,15 @@ use std::{
 /// Tokens of a text where neither the tokenizer nor the model sets a bound (DeBERTa), and the most of a decoder's: about twice what the
 /// paper's longest chunk of 7,000 characters has.
 const UNBOUNDED: usize = 4096;
+
+/// Pairs that are tokenised and asked for together: the model begins with the first while the next are tokenised.
+const CHUNK: usize = 16;
+
+/// Chunks that are tokenised at the same time.
+const TOKENIZING: usize = 2;
+
+/// Chunks of a call that are with the engine at the same time: more than it takes at once.
+const WAITING: usize = 64;
 
 /// Hugging Face writes about 1e30 where a tokenizer has no bound.
 const NO_BOUND: f64 = 1e9;
@@ -126,11 +136,24 @@ impl TextEncoder {
     /// # Errors
     /// Why a pair has no score; the others have theirs.
     pub async fn score(self: &Arc<Self>, pairs: Vec<(String, String)>) -> Vec<Result<Score, String>> {
-        let count = pairs.len();
-        let own = Arc::clone(self);
-        let Ok(tokens) = tokio::task::spawn_blocking(move || own.tokens(&pairs)).await else {
-            return vec![Err("the tokenizing thread panicked".to_owned()); count];
-        };
+        let mut chunks = Vec::with_capacity(pairs.len().div_ceil(CHUNK));
+        let mut pairs = pairs.into_iter();
+        while !pairs.as_slice().is_empty() {
+            chunks.push(pairs.by_ref().take(CHUNK).collect::<Vec<_>>());
+        }
+        let tokens = stream::iter(chunks).map(|chunk| {
+            let (own, count) = (Arc::clone(self), chunk.len());
+            async move {
+                let tokens = tokio::task::spawn_blocking(move || own.tokens(&chunk)).await;
+                tokens.unwrap_or_else(|_| vec![Err("the tokenizing thread panicked".to_owned()); count])
+            }
+        });
+        let scores = tokens.buffered(TOKENIZING).map(|tokens| self.matched(tokens)).buffered(WAITING);
+        scores.collect::<Vec<_>>().await.into_iter().flatten().collect()
+    }
+
+    /// Scores of pairs of tokens.
+    async fn matched(&self, tokens: Vec<Result<(Tokens, Tokens), String>>) -> Vec<Result<Score, String>> {
         let asked = tokens.iter().filter_map(|pair| pair.as_ref().ok().cloned()).collect();
         let mut matched = self.engine.matches(asked).await.into_iter();
         tokens

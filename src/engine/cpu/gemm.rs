@@ -343,7 +343,7 @@ unsafe fn silu_mul_rows<S: Simd, E: Elem>(block: &[f32], rows: usize, out: *mut 
             let gate = S::load(block.as_ptr().add(row * 2 * LANES));
             let up = S::load(block.as_ptr().add((row * 2 + 1) * LANES));
             let one = S::splat(1.0);
-            let sigmoid = S::div(one, S::add(one, S::exp(S::mul(gate, S::splat(-1.0)))));
+            let sigmoid = S::recip(S::add(one, S::exp(S::mul(gate, S::splat(-1.0)))));
             E::store::<S>(out.add(row * stride), S::mul(S::mul(gate, sigmoid), up));
         }
     }
@@ -391,7 +391,7 @@ unsafe fn gelu<S: Simd>(x: S::V) -> S::V {
     unsafe {
         let size = S::max(x, S::mul(x, S::splat(-1.0)));
         let one = S::splat(1.0);
-        let t = S::div(one, S::fma(size, S::splat(0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2), one));
+        let t = S::recip(S::fma(size, S::splat(0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2), one));
         let mut p = S::splat(POLYNOMIAL[0]);
         let mut i = 1;
         while i < POLYNOMIAL.len() {
@@ -412,7 +412,7 @@ unsafe fn gelu_tanh<S: Simd>(x: S::V) -> S::V {
     unsafe {
         let one = S::splat(1.0);
         let inner = S::mul(x, S::fma(S::mul(x, x), S::splat(0.044_715), one));
-        S::div(x, S::add(one, S::exp(S::mul(inner, S::splat(FACTOR)))))
+        S::mul(x, S::recip(S::add(one, S::exp(S::mul(inner, S::splat(FACTOR))))))
     }
 }
 

@@ -55,11 +55,11 @@ pub unsafe trait Simd: Copy {
     /// # Safety
     /// The instruction set is there.
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
-    /// a / b
+    /// 1 / a for numbers from 1 to 2¹²⁶, within an ulp; above them, 0 or close to it.
     ///
     /// # Safety
     /// The instruction set is there.
-    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn recip(a: Self::V) -> Self::V;
     /// a · b + c, rounded once where the hardware can
     ///
     /// # Safety
@@ -202,8 +202,8 @@ unsafe impl Simd for Portable {
         lanes!(|i| a[i] * b[i])
     }
     #[inline(always)]
-    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
-        lanes!(|i| a[i] / b[i])
+    unsafe fn recip(a: Self::V) -> Self::V {
+        lanes!(|i| 1.0 / a[i])
     }
     #[inline(always)]
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
@@ -313,8 +313,9 @@ mod x86 {
             unsafe { (_mm256_mul_ps(a.0, b.0), _mm256_mul_ps(a.1, b.1)) }
         }
         #[inline(always)]
-        unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
-            unsafe { (_mm256_div_ps(a.0, b.0), _mm256_div_ps(a.1, b.1)) }
+        unsafe fn recip(a: Self::V) -> Self::V {
+            let one = unsafe { _mm256_set1_ps(1.0) };
+            unsafe { (_mm256_div_ps(one, a.0), _mm256_div_ps(one, a.1)) }
         }
         #[inline(always)]
         unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
@@ -416,8 +417,13 @@ mod x86 {
             unsafe { _mm512_mul_ps(a, b) }
         }
         #[inline(always)]
-        unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
-            unsafe { _mm512_div_ps(a, b) }
+        unsafe fn recip(a: Self::V) -> Self::V {
+            unsafe {
+                // 14 bits, then twice as many by one of Newton's steps: a quarter of a division's time.
+                let near = _mm512_rcp14_ps(a);
+                let off = _mm512_fnmadd_ps(a, near, _mm512_set1_ps(1.0));
+                _mm512_fmadd_ps(near, off, near)
+            }
         }
         #[inline(always)]
         unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {

@@ -72,7 +72,7 @@ pub struct EncoderOptions {
 
 impl EncoderOptions {
     /// Tokens of one pass that keep the matrix kernels busy and the activations in the caches.
-    pub const ROWS: usize = 1024;
+    pub const ROWS: usize = 2048;
 }
 
 /// The tokens of a text, without those around it.

@@ -64,19 +64,19 @@ pub unsafe fn attend(sequence: &Sequence<u16>) {
         unsafe {
             let of_keys = write_keys(sequence, keys);
             let of_values = write_values(sequence, values);
+            let queries_as = Queries::new(sequence, of_keys);
             let mut row = 0;
             for left in (1..=rows.div_ceil(TILE)).rev() {
                 let count = (rows - row).div_ceil(left);
-                let mut spread = [1.0; TILE];
-                for (r, spread) in spread[..count].iter_mut().enumerate() {
+                for r in 0..count {
                     let query = sequence.queries.add((row + r) * sequence.stride);
-                    let scale = sequence.scale * std::f32::consts::LOG2_E / of_keys;
-                    *spread = write_query(query, scale, dim, queries.add(r * 2 * dim));
+                    write_query(query, queries_as.factor, dim, queries.add(r * 2 * dim));
                 }
+                let (buffers, spread) = ([keys, values, queries, weights], queries_as.spread);
                 macro_rules! pick {
                     ($($n:literal)*) => {
                         match count {
-                            $($n => tile::<$n>(sequence, row, [keys, values, queries, weights], &spread, of_values),)*
+                            $($n => tile::<$n>(sequence, row, buffers, spread, of_values),)*
                             _ => unreachable!("a tile of more rows than fit the registers"),
                         }
                     };
@@ -88,15 +88,33 @@ pub unsafe fn attend(sequence: &Sequence<u16>) {
     });
 }
 
-/// The factor that brings the largest of the rows below 2.
-///
-/// # Safety
-/// Rows of `dim`, a multiple of 32, that many numbers apart.
+/// The largest magnitude's bits of rows of the sequence from `first` on.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn factor(first: *const u16, stride: usize, rows: usize, dim: usize) -> f32 {
+unsafe fn highest(sequence: &Sequence<u16>, first: *const u16) -> u16 {
     // SAFETY: the rows that there are.
-    let high = (0..rows).map(|row| unsafe { largest(first.add(row * stride), dim) }).max().unwrap_or(0);
-    power(high >> 7, 0)
+    unsafe { largest((0..sequence.rows).map(|row| first.add(row * sequence.stride)), sequence.dim) }
+}
+
+/// How queries are written.
+struct Queries {
+    /// What their numbers are multiplied by: the softmax's scale, less where scores could leave fp16.
+    factor: f32,
+    /// What differences of scores are multiplied by.
+    spread: f32,
+}
+
+impl Queries {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn new(sequence: &Sequence<u16>, of_keys: f32) -> Self {
+        let scale = sequence.scale * std::f32::consts::LOG2_E / of_keys;
+        // SAFETY: passed on.
+        let most = from_bf16(unsafe { highest(sequence, sequence.queries) });
+        // Keys are below 2.
+        let most = most * scale.abs() * 2.0 * sequence.dim as f32;
+        let spread = if most > HIGHEST && most.is_finite() { (most / HIGHEST).log2().ceil().exp2() } else { 1.0 };
+        // More than fp16 holds is not needed: such scores are whole numbers far apart.
+        Self { factor: scale / spread, spread: spread.min(HIGHEST) }
+    }
 }
 
 /// 16 bf16 times a factor as fp16.
@@ -124,7 +142,7 @@ unsafe fn write_keys(sequence: &Sequence<u16>, keys: *mut u16) -> f32 {
     let (rows, dim, stride) = (sequence.rows, sequence.dim, sequence.stride);
     // SAFETY: the sequence's rows; blocks of 32 keys times `dim`.
     unsafe {
-        let found = factor(sequence.keys, stride, rows, dim);
+        let found = power(highest(sequence, sequence.keys) >> 7, 0);
         let factor = _mm512_set1_ps(found);
         let turns = TURNS.map(|turn| _mm512_loadu_si512(turn.as_ptr().cast()));
         for first in (0..rows).step_by(WIDE) {
@@ -157,7 +175,7 @@ unsafe fn write_values(sequence: &Sequence<u16>, values: *mut u16) -> f32 {
     let (rows, dim, stride) = (sequence.rows, sequence.dim, sequence.stride);
     // SAFETY: the sequence's rows; pairs of positions times `dim`.
     unsafe {
-        let found = factor(sequence.values, stride, rows, dim);
+        let found = power(highest(sequence, sequence.values) >> 7, 0);
         let factor = _mm512_set1_ps(found);
         for row in (0..rows).step_by(2) {
             for d in (0..dim).step_by(LANES) {
@@ -175,23 +193,17 @@ unsafe fn write_values(sequence: &Sequence<u16>, values: *mut u16) -> f32 {
     }
 }
 
-/// A query's numbers times `scale`, each twice, and made smaller where scores could leave fp16; returns what differences of scores are to be
-/// multiplied by.
+/// A query's numbers times a factor, each twice.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn write_query(query: *const u16, scale: f32, dim: usize, out: *mut u16) -> f32 {
-    // SAFETY: `dim` numbers in, twice as many out.
-    unsafe {
-        // Keys are below 2.
-        let most = from_bf16(largest(query, dim)) * scale.abs() * 2.0 * dim as f32;
-        let spread = if most > HIGHEST && most.is_finite() { (most / HIGHEST).log2().ceil().exp2() } else { 1.0 };
-        let factor = _mm512_set1_ps(scale / spread);
-        for d in (0..dim).step_by(LANES) {
+unsafe fn write_query(query: *const u16, factor: f32, dim: usize, out: *mut u16) {
+    let factor = _mm512_set1_ps(factor);
+    for d in (0..dim).step_by(LANES) {
+        // SAFETY: `dim` numbers in, twice as many out.
+        unsafe {
             let numbers = _mm512_cvtepu16_epi32(halves(query.add(d), factor));
             let twice = _mm512_or_si512(numbers, _mm512_slli_epi32::<16>(numbers));
             _mm512_store_si512(out.add(d * 2).cast(), twice);
         }
-        // More than fp16 holds is not needed: such scores are whole numbers far apart.
-        spread.min(HIGHEST)
     }
 }
 
@@ -201,7 +213,7 @@ unsafe fn tile<const R: usize>(
     sequence: &Sequence<u16>,
     row: usize,
     buffers: [*mut u16; 4],
-    spread: &[f32; TILE],
+    spread: f32,
     of_values: f32,
 ) {
     #[repr(align(64))]
@@ -221,7 +233,7 @@ unsafe fn tile<const R: usize>(
         }
         let mut norms = [0.0; R];
         for (r, norm) in norms.iter_mut().enumerate() {
-            *norm = 1.0 / (softmax(weights.add(r * STRIDE), rows, spread[r]) * of_values);
+            *norm = 1.0 / (softmax(weights.add(r * STRIDE), rows, spread) * of_values);
         }
         let mut block = Block([MaybeUninit::uninit(); TILE]);
         for d in (0..dim).step_by(WIDE) {
