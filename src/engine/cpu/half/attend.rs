@@ -288,7 +288,7 @@ unsafe fn softmax(row: *mut u16, count: usize, spread: f32) -> f32 {
     // SAFETY: a row of `count` rounded up to 32, in stretches.
     unsafe {
         let at = |position: usize| row.add(position / STRETCH * STRETCH_ROWS + position % STRETCH);
-        if count % WIDE > 0 {
+        if !count.is_multiple_of(WIDE) {
             let behind = u32::MAX << (count % WIDE);
             _mm512_mask_storeu_epi16(
                 at(count / WIDE * WIDE).cast(),
