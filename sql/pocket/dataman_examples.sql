@@ -28,15 +28,15 @@ judged AS (
            lines > 0 AND strpos(dirty, inserted[1]) = 1 AS before,
            lines > 0 AND right(dirty, character_length(inserted[lines])) = inserted[lines] AS behind
     FROM pages
-    -- Half of the pages that are mostly clutter: the hard ones have little.
-    WHERE share < 0.35 OR variant % 2 = 0
+    -- Little clutter is hard to see: all pages with a line or two, a third of those with up to five, an eighth of the others.
+    WHERE share < 0.35 AND lines <= 2 OR lines BETWEEN 3 AND 5 AND variant % 3 = 0 OR variant % 8 = 0
     UNION ALL
     SELECT concat(id, '-clean-', variant), clean AS text, clean AS running, 0.0, 0, 'whole', false, false
     FROM pages
-    WHERE variant % 2 = 0 AND lines > 0
+    WHERE variant % 3 = 1 AND lines > 0
     UNION ALL
     SELECT concat(id, '-short-', variant), sentence AS text, sentence AS running, 0.0, 0, 'whole', false, false
-    FROM (SELECT id, variant, regexp_match(clean, '^([^\n]{15,160}?[.!?])\s')[1] AS sentence FROM pages WHERE variant % 12 = 1)
+    FROM (SELECT id, variant, regexp_match(clean, '^([^\n]{15,160}?[.!?])\s')[1] AS sentence FROM pages WHERE variant % 24 = 1)
     UNION ALL
     -- Breaks off within a word or behind it, after a fifth to nine tenths.
     SELECT concat(id, '-cut-', variant), piece AS text, piece AS running, 0.0, 0, 'cut', false, false
@@ -44,19 +44,19 @@ judged AS (
         SELECT id, variant,
                regexp_replace(substr(clean, 1, CAST(character_length(clean) * (0.2 + 0.07 * (variant % 11)) AS BIGINT)), '[^a-z]+$', '') AS piece
         FROM pages
-        WHERE variant % 6 = 3
+        WHERE variant % 12 = 3
     )
     UNION ALL
     SELECT concat(id, '-twice-', variant), concat(clean, chr(10), clean), clean, 0.0, 0, 'twice', false, false
     FROM pages
-    WHERE variant % 12 = 5 AND character_length(clean) < 900
+    WHERE variant % 24 = 5 AND character_length(clean) < 900
     UNION ALL
     SELECT concat(id, '-mixed-', variant), string_agg(word, ' ' ORDER BY md5(concat(word, at))), string_agg(word, ' '), 0.0, 0, 'mixed', false, false
     FROM (
         SELECT id, variant, words[at] AS word, at
         FROM (
             SELECT id, variant, words, unnest(generate_series(1, CAST(array_length(words) AS BIGINT))) AS at
-            FROM (SELECT id, variant, string_to_array(substr(clean, 1, 1200), ' ') AS words FROM pages WHERE variant % 12 = 11)
+            FROM (SELECT id, variant, string_to_array(substr(clean, 1, 1200), ' ') AS words FROM pages WHERE variant % 36 = 11)
         )
     )
     GROUP BY id, variant

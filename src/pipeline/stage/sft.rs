@@ -378,16 +378,25 @@ impl Job {
 /// Progress, Ctrl-C and checkpoints of a running stage.
 struct StageHooks<'a> {
     job: &'a Job,
-    /// Thousandths of the present phase that the bar shows.
-    shown: u64,
+    /// Thousandths of the present phase that the bar shows; None before the first step of a run that continues, which tells where it is.
+    shown: Option<u64>,
     in_pairs: bool,
 }
 
 impl<'a> StageHooks<'a> {
     fn new(job: &'a Job, state: &State) -> Self {
         let in_pairs = state.pairs_from.is_some();
-        job.cx.progress.begin(&job.cx.output, Some(1000), 0, "thousandths");
-        Self { job, shown: 0, in_pairs }
+        let mut hooks = Self { job, shown: None, in_pairs };
+        if state.used.steps == 0 {
+            hooks.begin(0);
+        }
+        hooks
+    }
+
+    fn begin(&mut self, at: u64) -> u64 {
+        self.job.cx.progress.begin(&self.job.cx.output, Some(1000), at, "thousandths");
+        self.shown = Some(at);
+        at
     }
 }
 
@@ -399,10 +408,11 @@ impl Hooks for StageHooks<'_> {
     fn stepped(&mut self, report: &StepReport, state: &State, done: f64) {
         let in_pairs = state.pairs_from.is_some();
         if in_pairs && !self.in_pairs {
-            self.job.cx.progress.begin(&self.job.cx.output, Some(1000), 0, "thousandths");
-            (self.shown, self.in_pairs) = (0, true);
+            self.begin(0);
+            self.in_pairs = true;
         }
         let now = ((done.min(1.0)) * 1000.0) as u64;
+        let shown = self.shown.unwrap_or_else(|| self.begin(now));
         let phase =
             if in_pairs { String::new() } else { format!("copy {}, ", state.curriculum.map_or(0, |c| c.length)) };
         let note = format!(
@@ -412,8 +422,8 @@ impl Hooks for StageHooks<'_> {
             report.accuracy,
             report.tokens as f64 / report.seconds.max(1e-9)
         );
-        self.job.cx.progress.advance(&self.job.cx.output, now.saturating_sub(self.shown), &note);
-        self.shown = now.max(self.shown);
+        self.job.cx.progress.advance(&self.job.cx.output, now.saturating_sub(shown), &note);
+        self.shown = Some(now.max(shown));
     }
 
     fn checkpoint(&mut self, trainer: &Trainer, state: &State) -> anyhow::Result<()> {
