@@ -15,7 +15,7 @@ WITH judged AS (
            lines > 0 AND strpos(dirty, inserted[1]) = 1 AS before,
            lines > 0 AND right(dirty, character_length(inserted[lines])) = inserted[lines] AS behind
     FROM pages
-    -- Little clutter is hard to see: all pages with one line, half of those with two, a quarter of those with up to five, an eighth of the others.
+    -- Little clutter is hard to see: all pages with at most one line, half of those with two, a quarter of those with up to five, an eighth of the others.
     WHERE share < 0.35 AND (lines <= 1 OR lines = 2 AND variant % 2 = 0) OR lines BETWEEN 3 AND 5 AND variant % 4 = 0 OR variant % 8 = 0
     UNION ALL
     SELECT concat(id, '-clean-', variant), clean AS text, clean AS running, '' AS named, 0.0, 0, 'whole', false, false
