@@ -1,6 +1,5 @@
--- Pages made of each clean text, each with its own clutter: how many clutter lines, which share of its letters, and the first three of them (`named`).
+-- Pages made of each clean text, each with its own clutter: how many clutter lines, which share of its letters.
 SELECT id, variant, pair['clean'] AS clean, trim(pair['dirty']) AS dirty, pair['inserted'] AS inserted,
-       substr(coalesce(array_to_string(array_slice(pair['inserted'], 1, 3), chr(10)), ''), 1, 200) AS named,
        CAST(coalesce(array_length(pair['inserted']), 0) AS BIGINT) AS lines,
        CAST(coalesce(character_length(array_to_string(pair['inserted'], '')), 0) AS DOUBLE)
            / character_length(concat(pair['dirty'], ' ')) AS share
