@@ -3,8 +3,8 @@
 
 usage: grow_layers.py MODEL_DIR OUT_DIR
 
-Behind each layer stands a copy of it whose two output projections are zero, so that it adds nothing until it is trained (block expansion, LLaMA Pro,
-arXiv:2401.02415, section 3.1). Needs torch and safetensors.
+Behind each layer stands a copy of it whose two output projections are zero, so that it adds nothing until it is trained (block expansion of LLaMA Pro,
+arXiv:2401.02415). Needs torch and safetensors.
 """
 
 import json

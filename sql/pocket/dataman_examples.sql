@@ -11,7 +11,7 @@
 -- The scores are written in this order, so the overall score can be read off those before it. Without the amount and the broken texts, a rephraser
 -- that is rewarded with the overall score learns to write little.
 WITH kept AS (
-    -- A page that ends within a sentence looks broken off: no example of whole text.
+    -- A text that ends within a sentence looks broken off without being cut: left out.
     SELECT * FROM pages WHERE NOT regexp_like(clean, '[^\n]{60}$') OR regexp_like(clean, '[.!?:;"”’)\]]$')
 ),
 judged AS (
