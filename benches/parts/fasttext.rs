@@ -3,7 +3,7 @@
 
 use crate::Options;
 use anyhow::Context;
-use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use repro::rewards::fasttext::FastText;
 use std::{path::Path, time::Instant};
 
@@ -32,11 +32,15 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Passes over the texts in one rate: a pass takes some 60 ms, of which threads that wait for the last text would be a visible part.
+const PASSES: usize = 8;
+
 fn rate(model: &FastText, texts: &[String]) -> f64 {
     let start = Instant::now();
-    let labels: usize = texts.par_iter().map(|text| model.top(text, 3).map_or(0, |top| top.len())).sum();
+    let all = (0..PASSES * texts.len()).into_par_iter().map(|at| &texts[at % texts.len()]);
+    let labels: usize = all.map(|text| model.top(text, 3).map_or(0, |top| top.len())).sum();
     std::hint::black_box(labels);
-    texts.len() as f64 / start.elapsed().as_secs_f64()
+    (PASSES * texts.len()) as f64 / start.elapsed().as_secs_f64()
 }
 
 /// The documents of shared/data/dclm and the first 500 sentences of the language task.

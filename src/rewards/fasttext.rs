@@ -8,6 +8,7 @@
 mod file;
 mod matrix;
 mod output;
+mod pruned;
 mod words;
 
 use anyhow::{Context, bail};
@@ -21,8 +22,8 @@ const PREFIX: &str = "__label__";
 /// DCLM's label of ordinary web text.
 const COMMON_CRAWL: &str = "__label__cc";
 
-/// Room for rows that a thread keeps from one text to the next; more, after a huge text, is given back.
-const KEPT_ROWS: usize = 1 << 20;
+/// Numbers that a thread keeps room for from one text to the next; more, after a huge text, is given back.
+const KEPT: usize = 1 << 20;
 
 /// A loaded classifier; prediction is thread-safe.
 pub struct FastText {
@@ -109,7 +110,7 @@ impl FastText {
             self.model.hidden(&line.rows, hidden);
             self.model.output(hidden, output);
             let result = use_output(Some(output));
-            if line.rows.capacity() > KEPT_ROWS {
+            if line.capacity() > KEPT {
                 *line = Line::default();
             }
             result

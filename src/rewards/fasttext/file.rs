@@ -3,6 +3,7 @@
 use super::{
     matrix::{Matrix, Reader},
     output::Loss,
+    pruned::Pruned,
     words::{self, Line, Table},
 };
 use anyhow::{Context, bail};
@@ -47,14 +48,6 @@ struct Dictionary {
     pruned: Pruned,
 }
 
-/// Which n-gram buckets a compressed model kept.
-enum Pruned {
-    All,
-    None,
-    /// bucket → row after the words
-    Some(Table, Vec<(u32, u32)>),
-}
-
 impl Model {
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let file = File::open(path).context("cannot open")?;
@@ -71,7 +64,7 @@ impl Model {
         let mut reader = Reader::new(&file);
         let version = check_magic(&mut reader)?;
         let settings = Settings::read(&mut reader, version)?;
-        let dictionary = Dictionary::read(&mut reader)?;
+        let dictionary = Dictionary::read(&mut reader, settings.bucket)?;
         let quantised = reader.flag("the mark of compression")?;
         let read = if quantised { Matrix::quantised } else { Matrix::dense };
         let input = read(&mut reader, "the input matrix")?;
@@ -95,12 +88,8 @@ impl Model {
     /// Whether the parts fit each other, so that no later look-up can leave a matrix.
     fn check(&self) -> anyhow::Result<()> {
         let (labels, dim) = (self.labels(), self.settings.dim as usize);
-        let ngrams = match &self.dictionary.pruned {
-            Pruned::None => 0,
-            Pruned::All if self.settings.hashes() => self.settings.bucket as usize,
-            Pruned::All => 0,
-            Pruned::Some(_, kept) => kept.iter().map(|(_, row)| *row as usize + 1).max().unwrap_or(0),
-        };
+        let buckets = if self.settings.hashes() { self.settings.bucket as usize } else { 0 };
+        let ngrams = self.dictionary.pruned.rows(buckets);
         if self.settings.hashes() && self.settings.bucket == 0 {
             bail!("damaged: n-grams without buckets");
         }
@@ -155,34 +144,9 @@ impl Model {
         if self.settings.maxn <= 0 || token == EOS {
             return;
         }
-        line.marked.clear();
-        line.marked.push(b'<');
-        line.marked.extend_from_slice(token);
-        line.marked.push(b'>');
-        self.add_char_ngrams(&line.marked, &mut line.rows);
-    }
-
-    /// All runs of minn to maxn characters between the marks; a mark alone is none.
-    fn add_char_ngrams(&self, marked: &[u8], rows: &mut Vec<u32>) {
-        let continues = |at: usize| marked.get(at).is_some_and(|byte| byte & 0xc0 == 0x80);
-        for start in (0..marked.len()).filter(|at| !continues(*at)) {
-            let (mut end, mut hash) = (start, words::hash(&[]));
-            for length in 1..=self.settings.maxn {
-                if end >= marked.len() {
-                    break;
-                }
-                let from = end;
-                end += 1;
-                while continues(end) {
-                    end += 1;
-                }
-                hash = words::extend(hash, &marked[from..end]);
-                let mark_alone = length == 1 && (start == 0 || end == marked.len());
-                if length >= self.settings.minn && !mark_alone {
-                    self.add_bucket(u64::from(hash), rows);
-                }
-            }
-        }
+        line.char_ngrams(token, self.settings.minn as usize, self.settings.maxn as usize);
+        let buckets = line.ngrams.iter().map(|hash| hash % self.settings.bucket);
+        self.dictionary.pruned.add(buckets, self.dictionary.words as u32, &mut line.rows);
     }
 
     fn add_word_ngrams(&self, line: &mut Line) {
@@ -190,23 +154,13 @@ impl Model {
         let signed = |hash: u32| hash as i32 as u64; // fastText keeps word hashes as signed numbers
         for at in 0..hashes.len() {
             let mut hash = signed(hashes[at]);
-            for next in hashes[at + 1..].iter().take((self.settings.word_ngrams - 1).max(0) as usize) {
+            let after = hashes[at + 1..].iter().take((self.settings.word_ngrams - 1).max(0) as usize);
+            let buckets = after.map(|next| {
                 hash = hash.wrapping_mul(116_049_371).wrapping_add(signed(*next));
-                self.add_bucket(hash, rows);
-            }
+                (hash % u64::from(self.settings.bucket)) as u32
+            });
+            self.dictionary.pruned.add(buckets, self.dictionary.words as u32, rows);
         }
-    }
-
-    fn add_bucket(&self, hash: u64, rows: &mut Vec<u32>) {
-        let bucket = (hash % u64::from(self.settings.bucket)) as u32;
-        let row = match &self.dictionary.pruned {
-            Pruned::All => Some(bucket),
-            Pruned::None => None,
-            Pruned::Some(table, kept) => {
-                table.find(bucket, |at| kept[at as usize].0 == bucket).map(|at| kept[at as usize].1)
-            }
-        };
-        rows.extend(row.map(|row| self.dictionary.words as u32 + row));
     }
 
     /// The mean of the rows.
@@ -274,7 +228,7 @@ impl Settings {
 }
 
 impl Dictionary {
-    fn read(reader: &mut Reader<'_>) -> anyhow::Result<Self> {
+    fn read(reader: &mut Reader<'_>, buckets: u32) -> anyhow::Result<Self> {
         let [size, words, labels] =
             [reader.i32("the dictionary")?, reader.i32("the dictionary")?, reader.i32("the dictionary")?];
         reader.i64("the dictionary")?;
@@ -302,7 +256,7 @@ impl Dictionary {
         for at in 0..size {
             dictionary.read_entry(reader, at, at >= words)?;
         }
-        dictionary.pruned = Pruned::read(reader, pruned)?;
+        dictionary.pruned = Pruned::read(reader, pruned, buckets)?;
         Ok(dictionary)
     }
 
@@ -325,26 +279,5 @@ impl Dictionary {
 
     fn find(&self, file: &[u8], token: &[u8], hash: u32) -> Option<u32> {
         self.table.find(hash, |at| file[self.entries[at as usize].clone()] == *token)
-    }
-}
-
-impl Pruned {
-    fn read(reader: &mut Reader<'_>, size: i64) -> anyhow::Result<Self> {
-        match size {
-            ..0 => Ok(Self::All),
-            0 => Ok(Self::None),
-            _ => {
-                let pairs = reader.range(size, 8, "the list of kept n-grams")?;
-                let number = |cell: &[u8]| u32::from_le_bytes(cell.try_into().expect("4 bytes"));
-                let kept: Vec<(u32, u32)> =
-                    reader.bytes[pairs].chunks_exact(8).map(|pair| (number(&pair[..4]), number(&pair[4..]))).collect();
-                if kept.iter().any(|(bucket, row)| *bucket > i32::MAX as u32 || *row > i32::MAX as u32) {
-                    bail!("damaged: the list of kept n-grams holds negative numbers");
-                }
-                let mut table = Table::with_capacity(kept.len());
-                kept.iter().enumerate().for_each(|(at, (bucket, _))| table.insert(*bucket, at as u32));
-                Ok(Self::Some(table, kept))
-            }
-        }
     }
 }

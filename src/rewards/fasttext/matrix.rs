@@ -141,12 +141,7 @@ impl Matrix {
                 let cells = cells(&file[data.clone()], row, *cols);
                 sum.iter_mut().zip(cells).for_each(|(sum, cell)| *sum += f32::from_le_bytes(*cell));
             }
-            Self::Quantised(matrix) => {
-                let norm = matrix.norm(file, row);
-                matrix.each(file, row, |at, centroid| {
-                    sum[at..at + centroid.len()].iter_mut().zip(centroid).for_each(|(sum, value)| *sum += norm * value);
-                });
-            }
+            Self::Quantised(matrix) => matrix.add_row(file, row, sum),
         }
     }
 
@@ -178,11 +173,33 @@ impl Quantised {
         self.norms.as_ref().map_or(1.0, |(codes, lengths)| lengths[usize::from(file[codes.start + row])])
     }
 
+    /// `sum += row`
+    fn add_row(&self, file: &[u8], row: usize, sum: &mut [f32]) {
+        let norm = self.norm(file, row);
+        if self.slices.width == 2 && self.slices.last == 2 {
+            // fastText's default, with lengths that the compiler knows
+            let tables = self.slices.centroids.as_chunks::<2>().0.as_chunks::<CENTROIDS>().0;
+            let slices = sum.as_chunks_mut::<2>().0.iter_mut().zip(tables).zip(self.codes(file, row));
+            slices.for_each(|((sum, table), code)| {
+                let [left, right] = table[usize::from(*code)];
+                *sum = [sum[0] + norm * left, sum[1] + norm * right];
+            });
+        } else {
+            self.each(file, row, |at, centroid| {
+                sum[at..].iter_mut().zip(centroid).for_each(|(sum, value)| *sum += norm * value);
+            });
+        }
+    }
+
+    fn codes<'a>(&self, file: &'a [u8], row: usize) -> &'a [u8] {
+        let count = self.slices.count;
+        &file[self.codes.clone()][row * count..(row + 1) * count]
+    }
+
     /// The centroids of a row with the columns where they begin.
     fn each(&self, file: &[u8], row: usize, mut visit: impl FnMut(usize, &[f32])) {
         let Slices { count, width, last, centroids, .. } = &self.slices;
-        let codes = &file[self.codes.clone()][row * count..(row + 1) * count];
-        for (slice, code) in codes.iter().enumerate() {
+        for (slice, code) in self.codes(file, row).iter().enumerate() {
             let (length, code) = (if slice + 1 == *count { *last } else { *width }, usize::from(*code));
             let start = slice * CENTROIDS * width + code * length;
             visit(slice * width, &centroids[start..start + length]);

@@ -46,12 +46,14 @@ fn spread(hash: u32) -> usize {
 
 /// FNV-1a over bytes that are sign-extended first, as fastText does.
 pub(super) fn hash(bytes: &[u8]) -> u32 {
-    extend(2_166_136_261, bytes)
+    bytes.iter().fold(NO_BYTES, |hash, byte| extend(hash, *byte))
 }
 
-/// Continues a hash.
-pub(super) fn extend(start: u32, bytes: &[u8]) -> u32 {
-    bytes.iter().fold(start, |hash, byte| (hash ^ (*byte as i8 as u32)).wrapping_mul(16_777_619))
+/// The hash of nothing.
+const NO_BYTES: u32 = 2_166_136_261;
+
+fn extend(hash: u32, byte: u8) -> u32 {
+    (hash ^ (byte as i8 as u32)).wrapping_mul(16_777_619)
 }
 
 /// One text as rows of the input matrix. Kept between texts for its memory.
@@ -61,8 +63,50 @@ pub(super) struct Line {
     pub(super) rows: Vec<u32>,
     /// hashes of all words, known or not
     pub(super) hashes: Vec<u32>,
-    /// a word between its marks, for character n-grams
-    pub(super) marked: Vec<u8>,
+    /// hashes of the character n-grams of one word
+    pub(super) ngrams: Vec<u32>,
+    /// that word between its marks
+    marked: Vec<u8>,
+}
+
+impl Line {
+    /// Numbers that the buffers have room for, the largest of them.
+    pub(super) fn capacity(&self) -> usize {
+        self.rows.capacity().max(self.hashes.capacity()).max(self.ngrams.capacity())
+    }
+
+    /// Fills `ngrams` for a word: all runs of `least` to `most` characters of `<word>`; a mark alone is none.
+    pub(super) fn char_ngrams(&mut self, word: &[u8], least: usize, most: usize) {
+        let Self { ngrams, marked, .. } = self;
+        ngrams.clear();
+        marked.clear();
+        marked.push(b'<');
+        marked.extend_from_slice(word);
+        marked.extend_from_slice(b">\0");
+        let last = marked.len() - 2;
+        for start in (0..=last).filter(|at| !continues(marked[*at])) {
+            let least = if start == 0 || start == last { least.max(2) } else { least };
+            let (mut hash, mut length) = (NO_BYTES, 0);
+            for pair in marked[start..].windows(2) {
+                hash = extend(hash, pair[0]);
+                if continues(pair[1]) {
+                    continue;
+                }
+                length += 1;
+                if length >= least {
+                    ngrams.push(hash);
+                }
+                if length == most {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Whether a byte of UTF-8 belongs to the character before it.
+fn continues(byte: u8) -> bool {
+    byte & 0xc0 == 0x80
 }
 
 /// The words of a text as DCLM passes it to fastText: stripped of white space, line breaks of any kind as spaces, and then fastText's
@@ -104,6 +148,22 @@ mod tests {
         // worked by hand: (offset ^ 0xffffffc3) * prime, then ^ 0xffffffa9, * prime, modulo 2^32
         let step = |h: u64, byte: u64| ((h ^ byte) * 16_777_619) % (1 << 32);
         assert_eq!(u64::from(hash("é".as_bytes())), step(step(2_166_136_261, 0xffff_ffc3), 0xffff_ffa9));
+    }
+
+    #[test]
+    fn character_ngrams_are_runs_of_whole_characters_between_marks() {
+        let ngrams = |word: &str, least, most| {
+            let mut line = Line::default();
+            line.char_ngrams("another".as_bytes(), 1, 9);
+            line.char_ngrams(word.as_bytes(), least, most);
+            line.ngrams
+        };
+        let hashes = |runs: &[&str]| runs.iter().map(|run| hash(run.as_bytes())).collect::<Vec<_>>();
+        assert_eq!(ngrams("aé語", 2, 3), hashes(&["<a", "<aé", "aé", "aé語", "é語", "é語>", "語>"]));
+        assert_eq!(ngrams("é", 1, 2), hashes(&["<é", "é", "é>"]));
+        assert_eq!(ngrams("é", 0, 9), hashes(&["<é", "<é>", "é", "é>"]));
+        assert_eq!(ngrams("é", 4, 9), hashes(&[]));
+        assert_eq!(ngrams("é", 3, 2), hashes(&[]));
     }
 
     #[test]
