@@ -1,9 +1,10 @@
 //! Documents a second of fastText prediction (top-3 labels) with lid.176.ftz on real texts, on one thread and on two; the same work as
-//! benches/peers/fasttext.py. Needs the shared data; without it, the small model of the tests.
+//! benches/peers/fasttext.py. Beside it two threads that share nothing: what a second core gives at all. Needs the shared data; without
+//! it, the small model of the tests.
 
 use crate::Options;
 use anyhow::Context;
-use rayon::iter::{IntoParallelIterator, ParallelIterator};
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use repro::rewards::fasttext::FastText;
 use std::{path::Path, time::Instant};
 
@@ -12,35 +13,46 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let shared = std::env::var_os("REPRO_SHARED").map_or_else(|| root.join("../shared"), Into::into).join("data");
     let file = shared.join("fasttext/lid.176.ftz");
-    let (model, texts) = if file.exists() && !options.smoke {
-        (FastText::load(&file)?, texts(&shared)?)
+    let (file, texts) = if file.exists() && !options.smoke {
+        (file, texts(&shared)?)
     } else {
-        let small = root.join("tests/golden/fasttext/softmax_words.bin");
-        (FastText::load(&small)?, vec!["batire mosu ing".to_owned(); 100])
+        (root.join("tests/golden/fasttext/softmax_words.bin"), vec!["batire mosu ing".to_owned(); 100])
     };
+    let models = [FastText::load(&file)?, FastText::load(&file)?];
     let bytes: usize = texts.iter().map(String::len).sum();
     println!("  {} texts, {:.1} kB each on average", texts.len(), bytes as f64 / texts.len() as f64 / 1000.0);
-    for threads in [1, 2] {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-        let mut rates: Vec<f64> =
-            (0..if options.smoke { 1 } else { 5 }).map(|_| pool.install(|| rate(&model, &texts))).collect();
-        rates.sort_by(f64::total_cmp);
-        let rate = rates[rates.len() / 2];
-        let megabytes = rate * bytes as f64 / texts.len() as f64 / 1e6;
-        println!("  {threads} threads: {rate:.0} documents/s, {megabytes:.1} MB/s");
+    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pools = [pool(1)?, pool(2)?];
+    // in turn, so that a slow moment of the machine meets all alike
+    let turns = if options.smoke { 1 } else { 41 };
+    let [mut one, mut two, mut copies] = [const { Vec::new() }; 3];
+    for _ in 0..turns {
+        one.push(pools[0].install(|| rate(&texts, |_| &models[0])));
+        two.push(pools[1].install(|| rate(&texts, |_| &models[0])));
+        copies.push(pools[1].install(|| rate(&texts, |thread| &models[thread])));
     }
+    let [one, two, copies] = [one, two, copies].map(median);
+    let megabytes = |rate: f64| rate * bytes as f64 / texts.len() as f64 / 1e6;
+    println!("  1 thread: {one:.0} documents/s, {:.1} MB/s", megabytes(one));
+    println!("  2 threads: {two:.0} documents/s, {:.1} MB/s, {:.2} times one", megabytes(two), two / one);
+    println!("  2 threads, a copy of the model each: {copies:.0} documents/s, {:.2} times one", copies / one);
     Ok(())
 }
 
-/// Passes over the texts in one rate: a pass takes some 60 ms, of which threads that wait for the last text would be a visible part.
-const PASSES: usize = 8;
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
 
-fn rate(model: &FastText, texts: &[String]) -> f64 {
+/// Documents a second; `model` names the model of a thread.
+fn rate<'a>(texts: &[String], model: impl Fn(usize) -> &'a FastText + Sync) -> f64 {
     let start = Instant::now();
-    let all = (0..PASSES * texts.len()).into_par_iter().map(|at| &texts[at % texts.len()]);
-    let labels: usize = all.map(|text| model.top(text, 3).map_or(0, |top| top.len())).sum();
-    std::hint::black_box(labels);
-    (PASSES * texts.len()) as f64 / start.elapsed().as_secs_f64()
+    let labels = |text: &String| {
+        let thread = rayon::current_thread_index().unwrap_or(0);
+        model(thread).top(text, 3).map_or(0, |top| top.len())
+    };
+    std::hint::black_box(texts.par_iter().map(labels).sum::<usize>());
+    texts.len() as f64 / start.elapsed().as_secs_f64()
 }
 
 /// The documents of shared/data/dclm and the first 500 sentences of the language task.
