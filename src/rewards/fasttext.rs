@@ -5,6 +5,7 @@
 //! is allocated; and a row costs no allocation. Numbers are those of the reference C++ program: its probabilities are
 //! p + 0.00001, because it reports exp(log(p + 1e-5)), and so are these.
 
+mod cache;
 mod file;
 mod matrix;
 mod output;
@@ -14,6 +15,7 @@ mod words;
 use anyhow::{Context, bail};
 use std::{cell::RefCell, path::Path};
 
+use cache::Words;
 use file::Model;
 use words::Line;
 
@@ -34,6 +36,7 @@ pub struct FastText {
 #[derive(Default)]
 struct Scratch {
     line: Line,
+    seen: Words,
     hidden: Vec<f32>,
     output: Vec<f32>,
 }
@@ -102,8 +105,8 @@ impl FastText {
     /// Gives `use_output` the log probabilities of all labels; None where no word of the text has a vector.
     fn with_output<T>(&self, text: &str, use_output: impl FnOnce(Option<&[f32]>) -> T) -> T {
         SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { line, hidden, output } = scratch;
-            self.model.read(text, line);
+            let Scratch { line, seen, hidden, output } = scratch;
+            self.model.read(text, line, seen);
             if line.rows.is_empty() {
                 return use_output(None);
             }

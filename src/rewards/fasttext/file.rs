@@ -1,13 +1,19 @@
 //! A model file mapped into memory: settings, dictionary and matrices (layout: reference section 5), and the steps of prediction.
 
 use super::{
+    cache::Words,
     matrix::{Matrix, Reader},
     output::Loss,
     pruned::Pruned,
     words::{self, Line, Table},
 };
 use anyhow::{Context, bail};
-use std::{fs::File, ops::Range, path::Path};
+use std::{
+    fs::File,
+    ops::Range,
+    path::Path,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 const MAGIC: i32 = 793_712_314;
 const VERSION: i32 = 12;
@@ -17,8 +23,12 @@ const LABEL: &[u8] = b"__label__";
 /// Columns beyond this are no classifier's. Published models have 16 to 300.
 const MAX_DIM: i32 = 1 << 16;
 
+static MODELS: AtomicU32 = AtomicU32::new(0);
+
 /// An open classifier.
 pub(super) struct Model {
+    /// tells the models of a process apart
+    number: u32,
     file: memmap2::Mmap,
     settings: Settings,
     dictionary: Dictionary,
@@ -80,7 +90,8 @@ impl Model {
             3 => Loss::Softmax,
             other => bail!("damaged: loss {other} is not known"),
         };
-        let model = Self { settings, dictionary, input, output, loss, file };
+        let model =
+            Self { number: MODELS.fetch_add(1, Ordering::Relaxed), settings, dictionary, input, output, loss, file };
         model.check()?;
         Ok(model)
     }
@@ -121,16 +132,26 @@ impl Model {
 
     /// Fills `line` with the rows for a text, in fastText's order: per word its row and character n-grams, then the word n-grams.
     /// A text ends at the first token `</s>`, as in fastText, where that token marks the end of a line.
-    pub(super) fn read(&self, text: &str, line: &mut Line) {
+    /// `seen` are the words of earlier texts of this thread.
+    pub(super) fn read(&self, text: &str, line: &mut Line, seen: &mut Words) {
         line.rows.clear();
         line.hashes.clear();
         for token in words::split(text).chain([EOS]) {
             let hash = words::hash(token);
+            if let Some(rows) = seen.find(self.number, token, hash) {
+                line.rows.extend_from_slice(rows);
+                line.hashes.push(hash);
+                continue;
+            }
             let id = self.dictionary.find(&self.file, token, hash);
             let is_label = id.map_or(token.starts_with(LABEL), |id| id as usize >= self.dictionary.words);
             if !is_label {
+                let from = line.rows.len();
                 self.add_word(token, id, line);
                 line.hashes.push(hash);
+                if self.settings.maxn > 0 && token != EOS {
+                    seen.keep(self.number, token, hash, &line.rows[from..]);
+                }
             }
             if token == EOS {
                 break;
