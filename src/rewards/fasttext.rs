@@ -107,12 +107,13 @@ impl FastText {
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { line, seen, hidden, output } = scratch;
             self.model.read(text, line, seen);
-            if line.rows.is_empty() {
-                return use_output(None);
-            }
-            self.model.hidden(&line.rows, hidden);
-            self.model.output(hidden, output);
-            let result = use_output(Some(output));
+            let result = if line.rows.is_empty() {
+                use_output(None)
+            } else {
+                self.model.hidden(&line.rows, hidden);
+                self.model.output(hidden, output);
+                use_output(Some(output))
+            };
             if line.capacity() > KEPT {
                 *line = Line::default();
             }

@@ -1,6 +1,8 @@
 //! The rows of words that a thread has seen before. Text repeats its words (4,000 make up three quarters of a web corpus), and a word of
 //! a model with character n-grams costs some fifteen hashes and look-ups. Each thread has its own, so that cores share no lines.
 
+use super::words::spread;
+
 /// A table of words by their hash; a new word takes the place of the old.
 #[derive(Default)]
 pub(super) struct Words {
@@ -49,7 +51,7 @@ impl Words {
 }
 
 fn at(hash: u32) -> usize {
-    (hash.wrapping_mul(0x9e37_79b1) >> 16) as usize % SLOTS
+    spread(hash) % SLOTS
 }
 
 fn key(model: u32, hash: u32) -> u64 {

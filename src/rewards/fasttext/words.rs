@@ -40,7 +40,8 @@ impl Table {
     }
 }
 
-fn spread(hash: u32) -> usize {
+/// Mixes a hash, so that its low bits can be a place in a table.
+pub(super) fn spread(hash: u32) -> usize {
     (hash.wrapping_mul(0x9e37_79b1) >> 7) as usize
 }
 
